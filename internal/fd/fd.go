@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package fd has the one type that owns a file descriptor in this project.
+//
+// An FD has exactly one owner, who closes it. It is used instead of *os.File
+// because os.NewFile looks at and may change the O_NONBLOCK flag of the open
+// file description, which here belongs to somebody else's service.
+//
+// Reading, writing and every other use of a descriptor do not belong here.
+package fd
+
+import (
+	"errors"
+	"os"
+	"runtime"
+	"strconv"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrClosed is returned by every method of an FD that was closed or disowned.
+var ErrClosed = errors.New("file descriptor is closed")
+
+// FD owns one file descriptor. The zero value owns none. An FD must not be
+// copied. Its methods may be called from several goroutines.
+type FD struct {
+	raw     atomic.Int64 // the number plus one; 0 when nothing is owned
+	cleanup runtime.Cleanup
+}
+
+// New takes ownership of raw, which must be an open descriptor that nobody
+// else closes. A descriptor that its owner forgets is closed when the FD is
+// garbage collected; that is a backstop, and counted as a leak by fdtest.
+func New(raw int) *FD {
+	f := &FD{}
+	f.raw.Store(int64(raw) + 1)
+	f.cleanup = runtime.AddCleanup(f, func(raw int) { _ = unix.Close(raw) }, raw)
+	trackOpen(raw)
+	return f
+}
+
+// Do calls fn with the descriptor's number, which fn must not keep or close.
+// It returns fn's error, or ErrClosed.
+func (f *FD) Do(fn func(raw int) error) error {
+	n := f.raw.Load()
+	if n == 0 {
+		return ErrClosed
+	}
+	err := fn(int(n - 1))
+	runtime.KeepAlive(f)
+	return err
+}
+
+// Dup returns a second descriptor, close-on-exec, for the same open file. The
+// caller owns it.
+func (f *FD) Dup() (*FD, error) {
+	var dup *FD
+	err := f.Do(func(raw int) error {
+		n, err := unix.FcntlInt(uintptr(raw), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return os.NewSyscallError("fcntl(F_DUPFD_CLOEXEC)", err)
+		}
+		dup = New(n)
+		return nil
+	})
+	return dup, err
+}
+
+// Disown gives up ownership and returns the number, which the caller must
+// close; -1 when nothing is owned.
+func (f *FD) Disown() int {
+	n := f.raw.Swap(0)
+	if n == 0 {
+		return -1
+	}
+	f.cleanup.Stop()
+	trackClose(int(n - 1))
+	return int(n - 1)
+}
+
+// Close closes the descriptor. Closing twice, or a nil FD, does nothing, so
+// that it can be deferred beside an explicit Close.
+func (f *FD) Close() error {
+	if f == nil {
+		return nil
+	}
+	raw := f.Disown()
+	if raw < 0 {
+		return nil
+	}
+	return os.NewSyscallError("close", unix.Close(raw))
+}
+
+// Stat returns what fstat(2) says.
+func (f *FD) Stat() (unix.Stat_t, error) {
+	var st unix.Stat_t
+	err := f.Do(func(raw int) error { return os.NewSyscallError("fstat", unix.Fstat(raw, &st)) })
+	return st, err
+}
+
+// Link returns where /proc/self/fd points for the descriptor, which for an
+// anonymous inode is its kind, such as "anon_inode:[luo_session] NAME".
+func (f *FD) Link() (string, error) {
+	var link string
+	err := f.Do(func(raw int) (err error) {
+		link, err = os.Readlink("/proc/self/fd/" + strconv.Itoa(raw))
+		return err
+	})
+	return link, err
+}

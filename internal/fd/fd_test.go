@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package fd_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fdbridge/fdbridge/internal/fd"
+	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
+)
+
+func TestMain(m *testing.M) { fdtest.Main(m) }
+
+func memfd(t *testing.T) *fd.FD {
+	t.Helper()
+	raw, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := fd.New(raw)
+	t.Cleanup(func() { _ = f.Close() })
+	return f
+}
+
+func TestClosedFDAnswersErrClosedAndClosesTwice(t *testing.T) {
+	f := memfd(t)
+	for range 2 {
+		if err := f.Close(); err != nil {
+			t.Fatalf("Close: %v", err)
+		}
+	}
+	if _, err := f.Stat(); !errors.Is(err, fd.ErrClosed) {
+		t.Errorf("Stat after Close: %v, want ErrClosed", err)
+	}
+	if _, err := f.Dup(); !errors.Is(err, fd.ErrClosed) {
+		t.Errorf("Dup after Close: %v, want ErrClosed", err)
+	}
+	var none *fd.FD
+	if err := none.Close(); err != nil {
+		t.Errorf("Close of nil: %v", err)
+	}
+}
+
+func TestDupIsTheSameFileAndItsOwnDescriptor(t *testing.T) {
+	f := memfd(t)
+	dup, err := f.Dup()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, _ := f.Stat()
+	_ = f.Close()
+	got, err := dup.Stat()
+	if err != nil || got.Ino != want.Ino {
+		t.Errorf("Stat of the duplicate: inode %d, %v; want %d", got.Ino, err, want.Ino)
+	}
+	_ = dup.Do(func(raw int) error {
+		if flags, _ := unix.FcntlInt(uintptr(raw), unix.F_GETFD, 0); flags&unix.FD_CLOEXEC == 0 {
+			t.Error("the duplicate is not close-on-exec")
+		}
+		return nil
+	})
+	if link, err := dup.Link(); err != nil || !strings.HasPrefix(link, "/memfd:test") {
+		t.Errorf("Link = %q, %v", link, err)
+	}
+	if err := dup.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestOpenNamesWhoOpenedWhatIsOwned(t *testing.T) {
+	f := memfd(t)
+	found := false
+	for _, stack := range fd.Open() {
+		found = found || strings.Contains(stack, "TestOpenNamesWhoOpenedWhatIsOwned")
+	}
+	if !found {
+		t.Error("Open does not name this test")
+	}
+	raw := f.Disown()
+	if _, owned := fd.Open()[raw]; owned {
+		t.Error("a disowned descriptor still counts as owned")
+	}
+	_ = unix.Close(raw)
+}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package wire
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// Path is where fdbridged listens.
+const Path = "/run/fdbridge/socket"
+
+// backlog is how many connections may wait to be accepted: more units than
+// start at one time.
+const backlog = 4096
+
+// Listener is a listening socket.
+type Listener struct{ conn *Conn }
+
+// Listen makes a listening socket at path, with access for its owner alone,
+// and replaces one that a process has left there.
+func Listen(path string) (*Listener, error) {
+	raw, err := socket()
+	if err != nil {
+		return nil, fmt.Errorf("open a socket: %w", err)
+	}
+	// fchmod before bind sets the mode that the new file gets.
+	err = unix.Fchmod(raw, 0o600)
+	if err == nil {
+		if err = unix.Unlink(path); errors.Is(err, unix.ENOENT) {
+			err = nil
+		}
+	}
+	if err == nil {
+		err = unix.Bind(raw, &unix.SockaddrUnix{Name: path})
+	}
+	if err == nil {
+		err = unix.Listen(raw, backlog)
+	}
+	if err != nil {
+		_ = unix.Close(raw)
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	conn, err := newConn(raw)
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
+	}
+	return &Listener{conn: conn}, nil
+}
+
+// Accept waits for the next connection, which the caller closes. It ends with
+// an error that answers errors.Is for os.ErrClosed after Close.
+func (l *Listener) Accept() (*Conn, error) {
+	var n int
+	var result error
+	err := l.conn.raw.Read(func(raw uintptr) bool {
+		for {
+			n, _, result = unix.Accept4(int(raw), unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK)
+			if !errors.Is(result, unix.EINTR) && !errors.Is(result, unix.ECONNABORTED) {
+				return !errors.Is(result, unix.EAGAIN)
+			}
+		}
+	})
+	if err == nil {
+		err = os.NewSyscallError("accept", result)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("accept a connection: %w", err)
+	}
+	return newConn(n)
+}
+
+// Close stops listening. The socket's file stays; the next Listen replaces it.
+func (l *Listener) Close() error { return l.conn.Close() }

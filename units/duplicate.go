@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package units
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fdbridge/fdbridge/internal/fd"
+)
+
+var (
+	// ErrChanged says that no fd of PID 1 fits the entry any more: the store
+	// has changed since it was dumped. Dump it again.
+	ErrChanged = errors.New("the store has changed since it was listed")
+	// ErrAmbiguous says that the entry shares its inode with other files, so
+	// that it cannot be said which fd of PID 1 is meant.
+	ErrAmbiguous = errors.New("files of this kind cannot be told apart in PID 1")
+)
+
+// file is what identifies an open file of PID 1: an inode of its own, or for
+// anonymous inodes, which all share one, what the link says.
+type file struct {
+	dev, ino uint64
+	link     string
+}
+
+// Duplicator duplicates fds out of the stores that a process, PID 1, holds.
+// It looks at the process's fds once, when it is opened, and trusts no number:
+// each fd it hands out was compared with the entry afterwards.
+type Duplicator struct {
+	pidfd *fd.FD
+	procs *fd.FD // /proc/PID/fd
+	found map[file][]int
+}
+
+// OpenDuplicator opens a Duplicator for pid, which is 1 but in tests. It needs
+// CAP_SYS_PTRACE over pid and a Yama scope below 3 (mm access is checked as
+// PTRACE_MODE_ATTACH_REALCREDS, kernel/pid.c, pidfd_getfd).
+func OpenDuplicator(pid int) (*Duplicator, error) {
+	raw, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open a pidfd of process %d: %w", pid, err)
+	}
+	d := &Duplicator{pidfd: fd.New(raw), found: map[file][]int{}}
+	dir := fmt.Sprintf("/proc/%d/fd", pid)
+	raw, err = unix.Open(dir, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		d.procs = fd.New(raw)
+		err = d.scan()
+	}
+	if err != nil {
+		_ = d.Close()
+		return nil, fmt.Errorf("read %s: %w", dir, err)
+	}
+	return d, nil
+}
+
+// Close releases the Duplicator; the fds it gave out stay open.
+func (d *Duplicator) Close() error {
+	return errors.Join(d.pidfd.Close(), d.procs.Close())
+}
+
+// scan looks at every fd of the process.
+func (d *Duplicator) scan() error {
+	return d.procs.Do(func(dir int) error {
+		dup, err := unix.FcntlInt(uintptr(dir), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		list := os.NewFile(uintptr(dup), "fd")
+		defer list.Close()
+		for {
+			names, err := list.Readdirnames(1024)
+			for _, name := range names {
+				if number, err := strconv.Atoi(name); err == nil {
+					d.look(dir, name, number)
+				}
+			}
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+		}
+	})
+}
+
+// look records one fd. One that is gone meanwhile is none that was listed.
+func (d *Duplicator) look(dir int, name string, number int) {
+	var st unix.Stat_t
+	if unix.Fstatat(dir, name, &st, 0) != nil {
+		return
+	}
+	key := file{dev: st.Dev, ino: st.Ino}
+	if st.Mode&unix.S_IFMT == 0 { // an anonymous inode has no file type
+		key.link = readlink(dir, name)
+	}
+	d.found[key] = append(d.found[key], number)
+}
+
+func readlink(dir int, name string) string {
+	var link [unix.PathMax]byte
+	n, err := unix.Readlinkat(dir, name, link[:])
+	if err != nil {
+		return ""
+	}
+	return string(link[:n])
+}
+
+// Dup returns a duplicate of the entry's fd, close-on-exec, which the caller
+// owns. It answers ErrChanged when no fd of the process has the entry's
+// device, inode, kind and open flags, ErrAmbiguous when more than one
+// anonymous inode has its link. An entry that stands twice in a store gets a
+// different fd of the process each time.
+func (d *Duplicator) Dup(e *Entry) (*fd.FD, error) {
+	key := file{dev: e.Dev, ino: e.Ino}
+	if e.Anonymous() {
+		key.link = e.Path
+		if len(d.found[key]) > 1 {
+			return nil, fmt.Errorf("%s: %w", e.Type(), ErrAmbiguous)
+		}
+	}
+	for i, number := range d.found[key] {
+		f, err := d.take(number, e)
+		if err != nil {
+			return nil, err
+		}
+		if f != nil {
+			rest := append([]int(nil), d.found[key][:i]...)
+			d.found[key] = append(rest, d.found[key][i+1:]...)
+			return f, nil
+		}
+	}
+	return nil, ErrChanged
+}
+
+// take duplicates one fd of the process and compares it with the entry; it
+// returns nil when it is another file by now.
+func (d *Duplicator) take(number int, e *Entry) (*fd.FD, error) {
+	var f *fd.FD
+	err := d.pidfd.Do(func(pidfd int) error {
+		raw, err := unix.PidfdGetfd(pidfd, number, 0)
+		if err != nil {
+			return err
+		}
+		f = fd.New(raw)
+		return nil
+	})
+	if errors.Is(err, unix.EBADF) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("duplicate fd %d of the process: %w", number, err)
+	}
+	same, err := matches(f, e)
+	if err != nil || !same {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// matches compares an fd with what PID 1 said of it.
+func matches(f *fd.FD, e *Entry) (bool, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return false, err
+	}
+	if st.Dev != e.Dev || st.Ino != e.Ino || st.Mode&unix.S_IFMT != e.Mode&unix.S_IFMT || st.Rdev != e.Rdev {
+		return false, nil
+	}
+	if e.Anonymous() {
+		link, err := f.Link()
+		return link == e.Path, err
+	}
+	flags, err := OpenFlags(f)
+	return flags == e.Flags, err
+}
+
+// oLargefile is O_LARGEFILE as the kernel knows it, which PID 1 leaves out of
+// its dump; in the syscall packages for 64-bit machines it is 0.
+const oLargefile = 0o100000
+
+// OpenFlags returns the access mode and status flags of an open file as PID 1
+// dumps them, without O_LARGEFILE.
+func OpenFlags(f *fd.FD) (int, error) {
+	var flags int
+	err := f.Do(func(raw int) (err error) {
+		flags, err = unix.FcntlInt(uintptr(raw), unix.F_GETFL, 0)
+		return os.NewSyscallError("fcntl(F_GETFL)", err)
+	})
+	return flags &^ oLargefile, err
+}

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package notify speaks systemd's notify protocol, sd_notify(3), with what an
+// fd store needs: fds and their names, removal, and the barrier; and takes in
+// the fds that the service manager hands to a process, sd_listen_fds(3).
+//
+// It is small on purpose: it goes into programs that run before each start of
+// a service.
+package notify
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fdbridge/fdbridge/internal/fd"
+)
+
+const (
+	// sendTimeout bounds how long a message waits for room in the service
+	// manager's queue.
+	sendTimeout = 20 * time.Second
+	// barrierTimeout bounds how long the service manager may take to get to a
+	// barrier: while it reloads it reads no messages.
+	barrierTimeout = 30 * time.Second
+)
+
+var (
+	// ErrNoSocket says that the process was not given a notify socket.
+	ErrNoSocket = errors.New("no notify socket: NOTIFY_SOCKET is not set, so the service manager did not start this process or the unit has NotifyAccess=none")
+	// ErrName says that a name is none that systemd stores an fd under.
+	ErrName = errors.New("not a name for a stored fd: systemd takes up to 255 printable ASCII characters other than a colon")
+	// ErrBarrier says that the service manager did not get to the barrier in
+	// time.
+	ErrBarrier = errors.New("the service manager did not read its messages within 30 seconds")
+)
+
+// Socket sends messages to the service manager.
+type Socket struct{ sock *fd.FD }
+
+// Open connects to the notify socket at addr, the value of $NOTIFY_SOCKET: a
+// path, or a name in the abstract name space after an '@'. It returns
+// ErrNoSocket for an empty one. The caller closes the Socket.
+func Open(addr string) (*Socket, error) {
+	if addr == "" {
+		return nil, ErrNoSocket
+	}
+	raw, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open a notify socket: %w", err)
+	}
+	s := &Socket{sock: fd.New(raw)}
+	timeout := unix.NsecToTimeval(sendTimeout.Nanoseconds())
+	err = unix.SetsockoptTimeval(raw, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &timeout)
+	if err == nil {
+		err = unix.Connect(raw, &unix.SockaddrUnix{Name: addr})
+	}
+	if err != nil {
+		_ = s.Close()
+		return nil, fmt.Errorf("connect to the notify socket %s: %w", addr, err)
+	}
+	return s, nil
+}
+
+// Close closes the socket. A process that ends right after its last message
+// calls Barrier first: the service manager looks at the sender's process when
+// it reads a message.
+func (s *Socket) Close() error { return s.sock.Close() }
+
+// Ready says that the service has started, with a status line for people.
+func (s *Socket) Ready(status string) error { return s.send("READY=1\nSTATUS="+oneLine(status), nil) }
+
+// Status sets the status line for people.
+func (s *Socket) Status(status string) error { return s.send("STATUS="+oneLine(status), nil) }
+
+// Stopping says that the service is about to end.
+func (s *Socket) Stopping() error { return s.send("STOPPING=1", nil) }
+
+// ExtendTimeout asks for more time to start, from now on.
+func (s *Socket) ExtendTimeout(d time.Duration) error {
+	return s.send(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", d.Microseconds()), nil)
+}
+
+// Store puts a duplicate of f into the unit's fd store, in front of what is
+// there, whatever f polls (FDPOLL=0). The caller keeps f. It returns ErrName
+// for a name that systemd would ignore (fdname_is_valid in
+// src/basic/fd-util.c). That the store had room is not known from the answer:
+// systemd drops what is over FileDescriptorStoreMax= with a log message.
+func (s *Socket) Store(name string, f *fd.FD) error {
+	if !ValidName(name) {
+		return fmt.Errorf("store an fd as %q: %w", name, ErrName)
+	}
+	return s.send("FDSTORE=1\nFDPOLL=0\nFDNAME="+name, f)
+}
+
+// Remove takes all fds of that name out of the unit's fd store.
+func (s *Socket) Remove(name string) error {
+	if !ValidName(name) {
+		return fmt.Errorf("remove the fd %q: %w", name, ErrName)
+	}
+	return s.send("FDSTOREREMOVE=1\nFDNAME="+name, nil)
+}
+
+// Barrier returns when the service manager has read all messages sent before,
+// or ErrBarrier after thirty seconds.
+func (s *Socket) Barrier() error {
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
+		return fmt.Errorf("make the pipe for a barrier: %w", err)
+	}
+	read, write := fd.New(pipe[0]), fd.New(pipe[1])
+	defer read.Close()
+	err := s.send("BARRIER=1", write)
+	_ = write.Close()
+	if err != nil {
+		return err
+	}
+	return read.Do(waitHangup)
+}
+
+// waitHangup waits until the other end of a pipe is closed.
+func waitHangup(raw int) error {
+	deadline := time.Now().Add(barrierTimeout)
+	for {
+		left := max(time.Until(deadline), 0)
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(raw)}}, int(left.Milliseconds()))
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return fmt.Errorf("wait for a barrier: %w", err)
+		case n == 0:
+			return ErrBarrier
+		default:
+			return nil
+		}
+	}
+}
+
+// send sends one message, with a descriptor if f is not nil.
+func (s *Socket) send(message string, f *fd.FD) error {
+	err := s.sock.Do(func(raw int) error {
+		if f == nil {
+			return sendmsg(raw, message, nil)
+		}
+		return f.Do(func(carried int) error { return sendmsg(raw, message, unix.UnixRights(carried)) })
+	})
+	if err != nil {
+		what, _, _ := strings.Cut(message, "\n")
+		return fmt.Errorf("send %s to the service manager: %w", what, err)
+	}
+	return nil
+}
+
+func sendmsg(raw int, message string, oob []byte) error {
+	for {
+		err := unix.Sendmsg(raw, []byte(message), oob, nil, unix.MSG_NOSIGNAL)
+		if !errors.Is(err, unix.EINTR) {
+			return os.NewSyscallError("sendmsg", err)
+		}
+	}
+}
+
+// ValidName tells whether systemd stores an fd under name; the empty name is
+// valid.
+func ValidName(name string) bool {
+	for i := range len(name) {
+		if c := name[i]; c < ' ' || c > '~' || c == ':' {
+			return false
+		}
+	}
+	return len(name) <= 255
+}
+
+func oneLine(text string) string { return strings.ReplaceAll(text, "\n", " ") }

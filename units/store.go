@@ -1,0 +1,254 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package units
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/godbus/dbus/v5"
+	"golang.org/x/sys/unix"
+)
+
+// Store is one service as far as its fd store is concerned, as PID 1 tells it.
+type Store struct {
+	Unit string
+	// Max is FileDescriptorStoreMax=; Preserve is FileDescriptorStorePreserve=:
+	// "no", "restart", "yes", and "on-success" from systemd 262.
+	Max      uint32
+	Preserve string
+	// FragmentPath, User and Group say who the unit is; each can be empty.
+	FragmentPath, User, Group string
+	// Entries are in the order of the store, which is the order of
+	// $LISTEN_FDS: the entry stored last stands first.
+	Entries []Entry
+}
+
+// OptedIn tells whether the unit's store is to survive, by systemd's own
+// directives.
+func (s *Store) OptedIn() bool {
+	return s.Max > 0 && (s.Preserve == "yes" || s.Preserve == "on-success")
+}
+
+// Entry is what PID 1 tells of one fd in a store: facts, not the fd.
+type Entry struct {
+	Name  string // FDNAME=, "stored" where the service gave none
+	Mode  uint32 // st_mode
+	Dev   uint64 // st_dev
+	Ino   uint64 // st_ino
+	Rdev  uint64 // st_rdev
+	Path  string // where /proc/1/fd points: a path or the kind of an anonymous inode
+	Flags int    // open flags, without O_LARGEFILE
+}
+
+const anonInode = "anon_inode:"
+
+// Anonymous tells whether the entry shares its inode with all others of its
+// kind, as eventfds and timerfds do, so that the inode does not identify it.
+func (e *Entry) Anonymous() bool { return strings.HasPrefix(e.Path, anonInode) }
+
+// Type says in a word or two what kind of file the entry is, such as
+// "memfd", "pipe", "socket" or "eventfd".
+func (e *Entry) Type() string {
+	if e.Anonymous() {
+		kind, _, _ := strings.Cut(strings.TrimPrefix(e.Path, anonInode), " ")
+		return strings.Trim(kind, "[]")
+	}
+	switch e.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		// A memfd that came through a live update has lost its name.
+		if strings.HasPrefix(e.Path, "/memfd:") || e.Path == "/ (deleted)" {
+			return "memfd"
+		}
+		return "file"
+	case unix.S_IFIFO:
+		return "pipe"
+	case unix.S_IFSOCK:
+		return "socket"
+	case unix.S_IFDIR:
+		return "directory"
+	case unix.S_IFCHR:
+		return "character device"
+	case unix.S_IFBLK:
+		return "block device"
+	}
+	return "unknown"
+}
+
+// Stores returns, sorted by name, the stores of all loaded services that hold
+// at least one fd. It asks PID 1 in three batches, whatever their number.
+//
+// A store that could not be read is left out and is part of the error, which
+// can come together with stores; an error that answers errors.Is for
+// ErrManager means that PID 1 did not answer and there are none.
+func (m *Manager) Stores(ctx context.Context) ([]Store, error) {
+	services, err := m.services(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return m.dump(ctx, services)
+}
+
+// Store returns one unit's store as it is now.
+func (m *Manager) Store(ctx context.Context, unit string) (Store, error) {
+	stores, err := m.dump(ctx, []string{unit})
+	if err != nil {
+		return Store{}, err
+	}
+	if len(stores) == 0 {
+		return Store{Unit: unit}, nil
+	}
+	return stores[0], nil
+}
+
+// OptedIn returns the loaded services among units that have opted in, or of
+// all loaded services when units is nil, sorted by name and without entries.
+func (m *Manager) OptedIn(ctx context.Context, units []string) ([]Store, error) {
+	if units == nil {
+		var err error
+		if units, err = m.services(ctx); err != nil {
+			return nil, err
+		}
+	}
+	stores := make([]Store, len(units))
+	for i, unit := range units {
+		stores[i].Unit = unit
+	}
+	err := m.describe(ctx, stores)
+	stores = slices.DeleteFunc(stores, func(s Store) bool { return !s.OptedIn() })
+	return stores, err
+}
+
+// services lists the names of all loaded services.
+func (m *Manager) services(ctx context.Context) ([]string, error) {
+	ctx, stop := context.WithTimeout(ctx, CallTimeout)
+	defer stop()
+	list, err := m.sd.ListUnitsByPatternsContext(ctx, nil, []string{"*.service"})
+	if err != nil {
+		return nil, fmt.Errorf("list the services: %w: %w", ErrManager, err)
+	}
+	var names []string
+	for _, u := range list {
+		if u.LoadState == "loaded" {
+			names = append(names, u.Name)
+		}
+	}
+	slices.Sort(names)
+	return names, nil
+}
+
+// dumped is one element of what DumpUnitFileDescriptorStore returns,
+// a(suuutuusu), systemd 254 and later (src/core/dbus-service.c).
+type dumped struct {
+	Name                 string
+	Mode                 uint32
+	DevMajor, DevMinor   uint32
+	Ino                  uint64
+	RdevMajor, RdevMinor uint32
+	Path                 string
+	Flags                uint32
+}
+
+func (d *dumped) entry() Entry {
+	return Entry{
+		Name: d.Name, Mode: d.Mode, Ino: d.Ino, Path: d.Path, Flags: int(d.Flags),
+		Dev:  unix.Mkdev(d.DevMajor, d.DevMinor),
+		Rdev: unix.Mkdev(d.RdevMajor, d.RdevMinor),
+	}
+}
+
+const (
+	errStoreDisabled = busName + ".FileDescriptorStoreDisabled"
+	errNoSuchUnit    = busName + ".NoSuchUnit"
+)
+
+// dump reads the stores of units and describes those that are not empty.
+func (m *Manager) dump(ctx context.Context, units []string) ([]Store, error) {
+	calls := make([]call, len(units))
+	lists := make([][]dumped, len(units))
+	for i, unit := range units {
+		calls[i] = call{path: managerPath, method: managerInterface + ".DumpUnitFileDescriptorStore",
+			args: []any{unit}, reply: []any{&lists[i]}}
+	}
+	if err := m.batch(ctx, calls); err != nil {
+		return nil, fmt.Errorf("read the fd stores: %w", err)
+	}
+	var stores []Store
+	var failed []error
+	for i, unit := range units {
+		if err := calls[i].err; err != nil && !isAnswer(err, errStoreDisabled, errNoSuchUnit) {
+			failed = append(failed, fmt.Errorf("read the fd store of %s: %w", unit, err))
+		}
+		if len(lists[i]) == 0 {
+			continue
+		}
+		store := Store{Unit: unit, Entries: make([]Entry, len(lists[i]))}
+		for j := range lists[i] {
+			store.Entries[j] = lists[i][j].entry()
+		}
+		stores = append(stores, store)
+	}
+	if err := m.describe(ctx, stores); err != nil {
+		failed = append(failed, err)
+	}
+	return stores, errors.Join(failed...)
+}
+
+// describe fills in what the stores' units say in their properties.
+func (m *Manager) describe(ctx context.Context, stores []Store) error {
+	const perUnit = 5
+	calls := make([]call, 0, perUnit*len(stores))
+	for i := range stores {
+		s := &stores[i]
+		path := unitPath(s.Unit)
+		calls = append(calls,
+			property(path, serviceInterface, "FileDescriptorStoreMax", &s.Max),
+			property(path, serviceInterface, "FileDescriptorStorePreserve", &s.Preserve),
+			property(path, serviceInterface, "User", &s.User),
+			property(path, serviceInterface, "Group", &s.Group),
+			property(path, unitInterface, "FragmentPath", &s.FragmentPath))
+	}
+	if err := m.batch(ctx, calls); err != nil {
+		return fmt.Errorf("read the properties of units: %w", err)
+	}
+	var failed []error
+	for i := range calls {
+		if err := calls[i].err; err != nil && !isAnswer(err, "org.freedesktop.DBus.Error.UnknownObject") {
+			failed = append(failed, fmt.Errorf("read the property %s of %s: %w", calls[i].args[1], stores[i/perUnit].Unit, err))
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// property is the call that reads one property; a value of another type than
+// dest's leaves an error in the call.
+func property(path dbus.ObjectPath, iface, name string, dest any) call {
+	return call{path: path, method: getProperty, args: []any{iface, name}, reply: []any{dest}}
+}
+
+// isAnswer tells whether err is one of the named errors of PID 1.
+func isAnswer(err error, names ...string) bool {
+	var answer dbus.Error
+	return errors.As(err, &answer) && slices.Contains(names, answer.Name)
+}
+
+// unitPath is the object path of a unit, whether it is loaded or not
+// (unit_dbus_path_from_name in src/basic/unit-name.c).
+func unitPath(unit string) dbus.ObjectPath {
+	const prefix = managerPath + "/unit/"
+	var b strings.Builder
+	b.WriteString(string(prefix))
+	for i := range len(unit) {
+		c := unit[i]
+		letter := c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z'
+		if letter || i > 0 && c >= '0' && c <= '9' {
+			b.WriteByte(c)
+		} else {
+			fmt.Fprintf(&b, "_%02x", c)
+		}
+	}
+	return dbus.ObjectPath(b.String())
+}

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kho
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/fdbridge/fdbridge/internal/fd"
+)
+
+const indexFormat = "fdbridge.index"
+
+// Index lists what was preserved, because the kernel cannot list its sessions.
+type Index struct {
+	Origin   Origin
+	Duration time.Duration // how long preserve took; written in microseconds
+	Units    []IndexUnit
+	Unknown  []Member
+}
+
+// IndexUnit is one unit of an index.
+type IndexUnit struct {
+	Unit     string
+	Sessions []string    // its sessions; none when it lost everything
+	Entries  int         // how many entries are carried
+	Bytes    int64       // the sum of their sizes
+	Lost     []LostEntry // those that are not carried
+	Unknown  []Member
+}
+
+// LostEntry is an entry of kind lost in an index: see Entry.
+type LostEntry struct {
+	Name    string
+	Type    string
+	Reason  string
+	Unknown []Member
+}
+
+// ParseIndex reads an index from data. Its errors answer errors.Is for ErrFormat,
+// ErrVersion and ErrTooLarge.
+func ParseIndex(data []byte) (*Index, error) {
+	x := &Index{}
+	if err := parse(data, x, indexFormat); err != nil {
+		return nil, fmt.Errorf("parse index: %w", err)
+	}
+	return x, nil
+}
+
+// ReadIndex reads the index from f as ReadManifest does a manifest. f stays the
+// caller's. Its errors answer errors.Is for ErrFormat, ErrVersion and
+// ErrTooLarge, or are the system's.
+func ReadIndex(f *fd.FD) (*Index, error) {
+	x := &Index{}
+	if err := readMemfd(f, x, indexFormat); err != nil {
+		return nil, fmt.Errorf("read index: %w", err)
+	}
+	return x, nil
+}
+
+// Encode returns the index as JSON. It refuses, with ErrFormat or ErrTooLarge,
+// what a reader would refuse. Text that is not UTF-8 comes out with U+FFFD.
+func (x *Index) Encode() ([]byte, error) {
+	data, err := encode(x, indexFormat)
+	if err != nil {
+		return nil, fmt.Errorf("write index: %w", err)
+	}
+	return data, nil
+}
+
+// Memfd returns the encoded index in a memfd, close-on-exec and fully sealed, with
+// its position at the start. The caller owns it. Errors are those of Encode and
+// the system's.
+func (x *Index) Memfd() (*fd.FD, error) {
+	f, err := writeMemfd(x, indexFormat)
+	if err != nil {
+		return nil, fmt.Errorf("write index: %w", err)
+	}
+	return f, nil
+}
+
+func (x *Index) fields() []field {
+	return []field{
+		req("origin", nested{&x.Origin}),
+		req("duration_us", micros{&x.Duration}),
+		req("units", list[IndexUnit, *IndexUnit]{&x.Units}),
+	}
+}
+
+func (x *Index) unknown() *[]Member { return &x.Unknown }
+
+func (x *Index) validate() error {
+	if err := x.Origin.validate(); err != nil {
+		return err
+	}
+	if x.Duration < 0 {
+		return fmt.Errorf("preserve took %v, which is below zero", x.Duration)
+	}
+	units, owner := map[string]bool{}, map[string]string{}
+	for i := range x.Units {
+		u := &x.Units[i]
+		if err := u.validate(); err != nil {
+			return fmt.Errorf("unit %d, %.255q: %w", i, u.Unit, err)
+		}
+		if units[u.Unit] {
+			return fmt.Errorf("unit %s is listed twice", u.Unit)
+		}
+		units[u.Unit] = true
+		for _, session := range u.Sessions {
+			if other, taken := owner[session]; taken {
+				return fmt.Errorf("session %s is listed for %s and for %s", session, other, u.Unit)
+			}
+			owner[session] = u.Unit
+		}
+	}
+	return nil
+}
+
+func (u *IndexUnit) fields() []field {
+	return []field{
+		req("unit", (*text)(&u.Unit)),
+		opt("sessions", (*texts)(&u.Sessions)),
+		opt("entries", num(&u.Entries)),
+		opt("bytes", num(&u.Bytes)),
+		opt("lost", list[LostEntry, *LostEntry]{&u.Lost}),
+	}
+}
+
+func (u *IndexUnit) unknown() *[]Member { return &u.Unknown }
+
+func (u *IndexUnit) validate() error {
+	if err := checkUnit(u.Unit); err != nil {
+		return err
+	}
+	if u.Entries < 0 || u.Bytes < 0 {
+		return fmt.Errorf("%d entries or %d bytes are below zero", u.Entries, u.Bytes)
+	}
+	if u.Entries > 0 && len(u.Sessions) == 0 {
+		return fmt.Errorf("%d entries are carried, but in no session", u.Entries)
+	}
+	for _, session := range u.Sessions {
+		if !IsSession(session) || session == IndexSession || len(session) > maxSession {
+			return fmt.Errorf("%.64q is not the name of a unit's session", session)
+		}
+	}
+	for i := range u.Lost {
+		if err := u.Lost[i].validate(); err != nil {
+			return fmt.Errorf("lost entry %d, %.255q: %w", i, u.Lost[i].Name, err)
+		}
+	}
+	return nil
+}
+
+func (l *LostEntry) fields() []field {
+	return []field{
+		req("name", (*text)(&l.Name)),
+		req("type", (*text)(&l.Type)),
+		req("reason", (*text)(&l.Reason)),
+	}
+}
+
+func (l *LostEntry) unknown() *[]Member { return &l.Unknown }
+
+func (l *LostEntry) validate() error {
+	if l.Reason == "" {
+		return errors.New("it has no reason")
+	}
+	return checkName(l.Name)
+}

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kho
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+
+	"github.com/fdbridge/fdbridge/internal/fd"
+)
+
+// ManifestToken is the token of the manifest in its session.
+const ManifestToken = 0
+
+const manifestFormat = "fdbridge.manifest"
+
+// Kind says how an entry travels. There are more kinds to come, so that nobody may
+// assume that an entry has a token.
+type Kind string
+
+const (
+	// KindLUO is an entry that the kernel carries in the session; it has a token.
+	KindLUO Kind = "luo"
+	// KindLost is an entry that is not carried; it has a reason and no token.
+	KindLost Kind = "lost"
+)
+
+// Manifest says what is in a session and whose it is.
+type Manifest struct {
+	Unit     string
+	Identity Identity
+	Origin   Origin
+	Entries  []Entry // in the order of PID 1's store, as its dump lists it
+	Unknown  []Member
+}
+
+// Identity is what the unit was when its store was captured.
+type Identity struct {
+	Fragment string // path of the unit file; empty for a transient unit's
+	User     string // as User= has it; empty when not set
+	Group    string // as Group= has it; empty when not set
+	Unknown  []Member
+}
+
+// Entry is one fd of the store. What is zero is not written.
+type Entry struct {
+	Name     string // as systemd allows it: see fdname_is_valid
+	Kind     Kind
+	Token    uint64 // the number of the fd in the session; 0: it has none
+	Type     string // what kind of file it is, in words: "memfd", "pipe"
+	Size     int64  // in bytes
+	Position int64  // of the open file, in bytes
+	Seals    Seals
+	Flags    uint32 // of the open file, as fcntl(F_GETFL) returns them
+	Reason   string // why it is lost
+	Unknown  []Member
+}
+
+// Known reports whether this version knows the entry's kind. The other members of
+// an entry of unknown kind mean what they say as far as they are known.
+func (e *Entry) Known() bool { return e.Kind == KindLUO || e.Kind == KindLost }
+
+// ParseManifest reads a manifest from data. Its errors answer errors.Is for
+// ErrFormat, ErrVersion and ErrTooLarge.
+func ParseManifest(data []byte) (*Manifest, error) {
+	m := &Manifest{}
+	if err := parse(data, m, manifestFormat); err != nil {
+		return nil, fmt.Errorf("parse manifest: %w", err)
+	}
+	return m, nil
+}
+
+// ReadManifest reads the manifest of unit, or of any unit when that is empty, from
+// f, which may be unsealed (kernels before 7.1 do not carry seals), and leaves f's
+// position alone. f stays the
+// caller's. Its errors answer errors.Is for ErrFormat, ErrVersion, ErrUnit and
+// ErrTooLarge, or are the system's.
+func ReadManifest(f *fd.FD, unit string) (*Manifest, error) {
+	m := &Manifest{}
+	err := readMemfd(f, m, manifestFormat)
+	if err == nil && unit != "" {
+		err = m.Check(unit)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read manifest of %s: %w", cmp.Or(unit, "a unit"), err)
+	}
+	return m, nil
+}
+
+// Check returns ErrUnit when the manifest is not that of unit.
+func (m *Manifest) Check(unit string) error {
+	if m.Unit != unit {
+		return fmt.Errorf("%w: it says %q, not %q", ErrUnit, m.Unit, unit)
+	}
+	return nil
+}
+
+// Encode returns the manifest as JSON. It refuses, with ErrFormat or ErrTooLarge,
+// what a reader would refuse. Text that is not UTF-8 comes out with U+FFFD.
+func (m *Manifest) Encode() ([]byte, error) {
+	data, err := encode(m, manifestFormat)
+	if err != nil {
+		return nil, fmt.Errorf("write manifest of %s: %w", m.Unit, err)
+	}
+	return data, nil
+}
+
+// Memfd returns the encoded manifest in a memfd, close-on-exec and fully sealed,
+// with its position at the start. The caller owns it. Errors are those of Encode
+// and the system's.
+func (m *Manifest) Memfd() (*fd.FD, error) {
+	f, err := writeMemfd(m, manifestFormat)
+	if err != nil {
+		return nil, fmt.Errorf("write manifest of %s: %w", m.Unit, err)
+	}
+	return f, nil
+}
+
+func (m *Manifest) fields() []field {
+	return []field{
+		req("unit", (*text)(&m.Unit)),
+		req("identity", nested{&m.Identity}),
+		req("origin", nested{&m.Origin}),
+		req("entries", list[Entry, *Entry]{&m.Entries}),
+	}
+}
+
+func (m *Manifest) unknown() *[]Member { return &m.Unknown }
+
+func (m *Manifest) validate() error {
+	if err := errors.Join(checkUnit(m.Unit), m.Origin.validate()); err != nil {
+		return err
+	}
+	owner := make(map[uint64]int, len(m.Entries))
+	for i := range m.Entries {
+		e := &m.Entries[i]
+		err := e.validate()
+		if j, taken := owner[e.Token]; err == nil && taken {
+			err = fmt.Errorf("its token %d is that of entry %d", e.Token, j)
+		}
+		if err != nil {
+			return fmt.Errorf("entry %d, %.255q: %w", i, e.Name, err)
+		}
+		if e.Token != 0 {
+			owner[e.Token] = i
+		}
+	}
+	return nil
+}
+
+func (i *Identity) fields() []field {
+	return []field{
+		opt("fragment", (*text)(&i.Fragment)),
+		opt("user", (*text)(&i.User)),
+		opt("group", (*text)(&i.Group)),
+	}
+}
+
+func (i *Identity) unknown() *[]Member { return &i.Unknown }
+
+func (e *Entry) fields() []field {
+	return []field{
+		req("name", (*text)(&e.Name)),
+		req("kind", (*text)(&e.Kind)),
+		opt("token", token{num(&e.Token)}),
+		req("type", (*text)(&e.Type)),
+		opt("size", num(&e.Size)),
+		opt("position", num(&e.Position)),
+		opt("seals", (*sealNames)(&e.Seals)),
+		opt("flags", num(&e.Flags)),
+		opt("reason", (*text)(&e.Reason)),
+	}
+}
+
+func (e *Entry) unknown() *[]Member { return &e.Unknown }
+
+func (e *Entry) validate() error {
+	switch {
+	case e.Kind == "":
+		return errors.New("it has no kind")
+	case e.Kind == KindLUO && e.Token == 0:
+		return errors.New("it is carried by the kernel but has no token")
+	case e.Kind == KindLost && e.Token != 0:
+		return fmt.Errorf("it is lost but has token %d", e.Token)
+	case e.Kind == KindLost && e.Reason == "":
+		return errors.New("it is lost but has no reason")
+	case e.Size < 0 || e.Position < 0:
+		return fmt.Errorf("size %d or position %d is below zero", e.Size, e.Position)
+	}
+	return checkName(e.Name)
+}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -105,9 +106,15 @@ func (d *Duplicator) look(dir int, name string, number int) {
 	d.found[key] = append(d.found[key], number)
 }
 
+// linkTooLong stands for a link that the kernel cannot show.
+const linkTooLong = "?"
+
 func readlink(dir int, name string) string {
 	var link [unix.PathMax]byte
 	n, err := unix.Readlinkat(dir, name, link[:])
+	if errors.Is(err, unix.ENAMETOOLONG) {
+		return linkTooLong
+	}
 	if err != nil {
 		return ""
 	}
@@ -141,23 +148,43 @@ func (d *Duplicator) Dup(e *Entry) (*fd.FD, error) {
 	return nil, ErrChanged
 }
 
+// sessionLink stands before the name in the link of a live-update session
+// (kernel/liveupdate/luo_session.c).
+const sessionLink = anonInode + "[luo_session]"
+
+// Sessions returns duplicates of all of the process's fds that may be
+// live-update sessions; the caller owns them and asks each for its name. The
+// link tells it unless it is too long for the kernel to be shown, above 63
+// bytes (dynamic_dname in fs/d_path.c); PID 1's dump has no path then either.
+func (d *Duplicator) Sessions() ([]*fd.FD, error) {
+	var found []*fd.FD
+	for key, numbers := range d.found {
+		if !strings.HasPrefix(key.link, sessionLink) && key.link != linkTooLong {
+			continue
+		}
+		for _, number := range numbers {
+			f, err := d.get(number)
+			if err != nil {
+				for _, f := range found {
+					_ = f.Close()
+				}
+				return nil, err
+			}
+			found = append(found, f)
+		}
+	}
+	return found, nil
+}
+
 // take duplicates one fd of the process and compares it with the entry; it
 // returns nil when it is another file by now.
 func (d *Duplicator) take(number int, e *Entry) (*fd.FD, error) {
-	var f *fd.FD
-	err := d.pidfd.Do(func(pidfd int) error {
-		raw, err := unix.PidfdGetfd(pidfd, number, 0)
-		if err != nil {
-			return err
-		}
-		f = fd.New(raw)
-		return nil
-	})
+	f, err := d.get(number)
 	if errors.Is(err, unix.EBADF) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("duplicate fd %d of the process: %w", number, err)
+		return nil, err
 	}
 	same, err := matches(f, e)
 	if err != nil || !same {
@@ -165,6 +192,20 @@ func (d *Duplicator) take(number int, e *Entry) (*fd.FD, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// get duplicates one fd of the process, whatever it is.
+func (d *Duplicator) get(number int) (*fd.FD, error) {
+	var f *fd.FD
+	err := d.pidfd.Do(func(pidfd int) error {
+		raw, err := unix.PidfdGetfd(pidfd, number, 0)
+		if err != nil {
+			return fmt.Errorf("duplicate fd %d of the process: %w", number, err)
+		}
+		f = fd.New(raw)
+		return nil
+	})
+	return f, err
 }
 
 // matches compares an fd with what PID 1 said of it.

@@ -52,15 +52,23 @@ func (e *events) DeliverSignal(iface, name string, signal *dbus.Signal) {
 	}
 }
 
+// AddSignal implements dbus.SignalRegistrar, which go-systemd needs to follow
+// jobs. No job is followed here, so no channel is ever sent to.
+func (e *events) AddSignal(chan<- *dbus.Signal) {}
+
+// RemoveSignal implements dbus.SignalRegistrar.
+func (e *events) RemoveSignal(chan<- *dbus.Signal) {}
+
 // News gets a value when there is something to fetch with Loaded.
 func (m *Manager) News() <-chan struct{} { return m.events.wake }
 
-// Loaded returns the services that PID 1 has loaded since the last call and
-// whether it has reloaded all its units since.
+// Loaded returns the services that PID 1 has loaded since the last call, never
+// nil, and whether it has reloaded all its units since.
 func (m *Manager) Loaded() (services []string, reloaded bool) {
 	e := m.events
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	services = []string{}
 	for unit := range e.services {
 		services = append(services, unit)
 	}

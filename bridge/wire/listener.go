@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,7 +19,10 @@ const Path = "/run/fdbridge/socket"
 const backlog = 4096
 
 // Listener is a listening socket.
-type Listener struct{ conn *Conn }
+type Listener struct {
+	conn   *Conn
+	closed atomic.Bool
+}
 
 // Listen makes a listening socket at path, with access for its owner alone,
 // and replaces one that a process has left there.
@@ -64,6 +68,9 @@ func (l *Listener) Accept() (*Conn, error) {
 			}
 		}
 	})
+	if err != nil && l.closed.Load() { // what it is then is the poller's own secret
+		err = os.ErrClosed
+	}
 	if err == nil {
 		err = os.NewSyscallError("accept", result)
 	}
@@ -74,4 +81,7 @@ func (l *Listener) Accept() (*Conn, error) {
 }
 
 // Close stops listening. The socket's file stays; the next Listen replaces it.
-func (l *Listener) Close() error { return l.conn.Close() }
+func (l *Listener) Close() error {
+	l.closed.Store(true)
+	return l.conn.Close()
+}

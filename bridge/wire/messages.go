@@ -16,7 +16,7 @@ import "time"
 //	list                     -->
 //	                         <--      Answer with a Unit, once each; with End
 //	status                   -->
-//	                         <--      Answer with a Status; with Lost, once each; with End
+//	                         <--      Answer with a Status; with a Problem or Lost, once each; with End
 const (
 	OpDeliver   = "deliver"
 	OpDelivered = "delivered"
@@ -55,8 +55,10 @@ type Answer struct {
 	Status *Status `json:"status,omitempty"`
 	Unit   *Unit   `json:"unit,omitempty"`
 	Lost   *Lost   `json:"lost,omitempty"`
-	Error  string  `json:"error,omitempty"`
-	End    bool    `json:"end,omitempty"`
+	// Problem is a sentence about what went wrong in this boot.
+	Problem string `json:"problem,omitempty"`
+	Error   string `json:"error,omitempty"`
+	End     bool   `json:"end,omitempty"`
 }
 
 // The State of a Unit.
@@ -96,8 +98,6 @@ type Status struct {
 	Handover *Handover `json:"handover,omitempty"`
 	// Held counts the units that fds wait for.
 	Held int `json:"held"`
-	// Problems are sentences about what went wrong in this boot.
-	Problems []string `json:"problems,omitempty"`
 }
 
 // Kernel is what is known of the running kernel's live-update support.

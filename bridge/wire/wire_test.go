@@ -194,3 +194,19 @@ func TestListenReplacesASocketLeftBehind(t *testing.T) {
 		t.Errorf("the socket has mode %v, %v; want 0600", info.Mode(), err)
 	}
 }
+
+func TestAcceptEndsWithTheListener(t *testing.T) {
+	listener, err := wire.Listen(filepath.Join(t.TempDir(), "socket"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error)
+	go func() {
+		_, err := listener.Accept()
+		done <- err
+	}()
+	_ = listener.Close()
+	if err := <-done; !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Accept: %v, want ErrClosed", err)
+	}
+}

@@ -97,6 +97,10 @@ func (s *Socket) Store(name string, f *fd.FD) error {
 	return s.send("FDSTORE=1\nFDPOLL=0\nFDNAME="+name, f)
 }
 
+// StoreUnnamed is Store without a name; the service manager calls the fd
+// "stored".
+func (s *Socket) StoreUnnamed(f *fd.FD) error { return s.send("FDSTORE=1\nFDPOLL=0", f) }
+
 // Remove takes all fds of that name out of the unit's fd store.
 func (s *Socket) Remove(name string) error {
 	if !ValidName(name) {

@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bridge
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+
+	"github.com/fdbridge/fdbridge/bridge/wire"
+	"github.com/fdbridge/fdbridge/kho"
+	"github.com/fdbridge/fdbridge/units"
+)
+
+// list answers OpList: all units that have opted in or that fds are held for.
+func (s *Server) list(ctx context.Context, conn *wire.Conn) error {
+	found, err := s.units(ctx)
+	if err != nil {
+		return errors.Join(err, conn.Send(wire.Answer{Error: err.Error()}, nil))
+	}
+	for i := range found {
+		if err := conn.Send(wire.Answer{Unit: &found[i]}, nil); err != nil {
+			return err
+		}
+	}
+	return conn.Send(wire.Answer{End: true}, nil)
+}
+
+func (s *Server) units(ctx context.Context) ([]wire.Unit, error) {
+	pid1, err := s.PID1(ctx)
+	if err != nil {
+		return nil, err
+	}
+	optedIn, err := pid1.OptedIn(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	stores, err := pid1.Stores(ctx)
+	if err != nil {
+		return nil, err
+	}
+	found := map[string]*wire.Unit{}
+	for _, o := range optedIn {
+		if o.Unit != OwnUnit && !s.Excluded(o.Unit) {
+			found[o.Unit] = &wire.Unit{Unit: o.Unit, State: wire.StateOptedIn}
+		}
+	}
+	s.addHeld(found)
+	addStored(found, stores)
+	list := make([]wire.Unit, 0, len(found))
+	for _, u := range found {
+		list = append(list, *u)
+	}
+	slices.SortFunc(list, func(a, b wire.Unit) int { return strings.Compare(a.Unit, b.Unit) })
+	return list, nil
+}
+
+func addStored(found map[string]*wire.Unit, stores []units.Store) {
+	for _, store := range stores {
+		if u := found[store.Unit]; u != nil {
+			u.Stored = len(store.Entries)
+		}
+	}
+}
+
+// addHeld adds what the last live update brought and lost.
+func (s *Server) addHeld(found map[string]*wire.Unit) {
+	index := s.Holder.Index()
+	if index == nil {
+		return
+	}
+	for _, u := range index.Units {
+		held := s.Holder.Held(u.Unit)
+		if found[u.Unit] == nil {
+			if len(held) == 0 {
+				continue
+			}
+			found[u.Unit] = &wire.Unit{Unit: u.Unit}
+		}
+		f := found[u.Unit]
+		f.Lost = len(u.Lost)
+		if len(held) > 0 {
+			f.State, f.Session, f.Held, f.HeldBytes = wire.StateHeld, held[0], u.Entries, u.Bytes
+		}
+	}
+}
+
+// status answers OpStatus.
+func (s *Server) status(conn *wire.Conn) error {
+	status := s.Machine
+	index := s.Holder.Index()
+	if index != nil {
+		status.Handover = handover(index)
+		status.Held = len(s.Holder.Units())
+	}
+	if err := conn.Send(wire.Answer{Status: &status}, nil); err != nil {
+		return err
+	}
+	for _, problem := range s.Holder.Problems() {
+		if err := conn.Send(wire.Answer{Problem: problem}, nil); err != nil {
+			return err
+		}
+	}
+	if index != nil {
+		for _, u := range index.Units {
+			for _, l := range u.Lost {
+				lost := wire.Lost{Unit: u.Unit, Name: l.Name, Type: l.Type, Reason: l.Reason}
+				if err := conn.Send(wire.Answer{Lost: &lost}, nil); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return conn.Send(wire.Answer{End: true}, nil)
+}
+
+func handover(index *kho.Index) *wire.Handover {
+	h := &wire.Handover{
+		Time: index.Origin.Time, Release: index.Origin.Kernel, BootID: index.Origin.BootID,
+		DurationUS: index.Duration.Microseconds(),
+	}
+	for _, u := range index.Units {
+		if u.Entries > 0 {
+			h.Units++
+		}
+		h.Entries += u.Entries
+		h.Bytes += u.Bytes
+		h.Lost += len(u.Lost)
+	}
+	return h
+}

@@ -1,0 +1,542 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bridge_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/fdbridge/fdbridge/bridge"
+	"github.com/fdbridge/fdbridge/bridge/deliver"
+	"github.com/fdbridge/fdbridge/bridge/journal"
+	"github.com/fdbridge/fdbridge/bridge/wire"
+	"github.com/fdbridge/fdbridge/internal/fd"
+	"github.com/fdbridge/fdbridge/kho"
+	"github.com/fdbridge/fdbridge/session"
+	"github.com/fdbridge/fdbridge/session/sessiontest"
+	"github.com/fdbridge/fdbridge/units"
+)
+
+// world is a fake kernel and a PID 1 above it.
+type world struct {
+	t      *testing.T
+	kernel *sessiontest.Fake
+	*manager
+	log bytes.Buffer
+	mu  sync.Mutex
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	kernel, err := sessiontest.NewFake()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{t: t, kernel: kernel, manager: newManager(t)}
+	t.Cleanup(func() {
+		if err := kernel.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return w
+}
+
+// Write is where logs go.
+func (w *world) Write(p []byte) (int, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.log.Write(p)
+}
+
+func (w *world) logged() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.log.String()
+}
+
+func (w *world) preserver() *bridge.Preserver {
+	return &bridge.Preserver{
+		Stores: w.manager, Duplicator: w.duplicator, Kernel: w.kernel, Device: session.Path,
+		Excluded: func(unit string) bool { return unit == "excluded.service" },
+		Origin:   kho.Origin{BootID: "boot", Kernel: "7.2.0", Time: time.Unix(0, 0).UTC()},
+		Log:      journal.To(w),
+	}
+}
+
+// preserve preserves, and closes what was preserved at the end of the test.
+func (w *world) preserve() *bridge.Preserved {
+	w.t.Helper()
+	preserved, err := w.preserver().Run(w.t.Context())
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.t.Cleanup(func() { _ = preserved.Close() })
+	return preserved
+}
+
+// kexec replaces kernel and PID 1, whose stores are gone.
+func (w *world) kexec(preserved *bridge.Preserved) {
+	w.t.Helper()
+	if err := w.kernel.Kexec(); err != nil {
+		w.t.Fatal(err)
+	}
+	_ = preserved.Close()
+	for unit := range w.units {
+		w.empty(unit)
+	}
+}
+
+// serve starts an fdbridged and returns its Holder, its socket and what stops it.
+func (w *world) serve() (holder *bridge.Holder, socket string, stop func()) {
+	w.t.Helper()
+	log := journal.To(w)
+	holder = &bridge.Holder{Kernel: w.kernel, Device: session.Path, Keeper: keeper{m: w.manager, unit: bridge.OwnUnit}, Log: log}
+	holder.Restore(w.t.Context(), w.passed(bridge.OwnUnit))
+	socket = filepath.Join(w.t.TempDir(), "socket")
+	listener, err := wire.Listen(socket)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(w.t.Context())
+	server := &bridge.Server{
+		Holder:   holder,
+		PID1:     func(context.Context) (bridge.PID1, error) { return w.manager, nil },
+		Excluded: func(string) bool { return false },
+		Log:      log,
+	}
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(ctx, listener) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		_ = listener.Close()
+		if err := <-done; err != nil {
+			w.t.Errorf("Serve: %v", err)
+		}
+		if err := holder.Close(); err != nil {
+			w.t.Error(err)
+		}
+	})
+	w.t.Cleanup(stop)
+	return holder, socket, stop
+}
+
+// deliver starts a unit's fdbridge-inject.
+func (w *world) deliver(socket, unit string) (int, error) {
+	w.setPeer(unit)
+	d := deliver.Deliverer{Socket: socket, Kernel: w.kernel, Store: keeper{m: w.manager, unit: unit}}
+	return d.Run()
+}
+
+func TestStoresComeBackAsTheyWere(t *testing.T) {
+	w := newWorld(t)
+	want := map[string][]string{}
+	for _, unit := range []string{"a.service", "b.service"} {
+		w.add(unit, "yes")
+		for _, name := range []string{"x", "same", "same", "", "last one!"} {
+			w.put(unit, name, unit+name+fmt.Sprint(len(w.units[unit].store)))
+		}
+		want[unit] = w.contents(unit)
+	}
+	w.kexec(w.preserve())
+	holder, socket, _ := w.serve()
+	if diff := cmp.Diff([]string{"a.service", "b.service"}, holder.Units()); diff != "" {
+		t.Errorf("held (-want +got):\n%s", diff)
+	}
+	for unit, contents := range want {
+		if n, err := w.deliver(socket, unit); n != len(contents) || err != nil {
+			t.Errorf("deliver to %s: %d, %v", unit, n, err)
+		}
+		if diff := cmp.Diff(contents, w.contents(unit)); diff != "" {
+			t.Errorf("the store of %s (-want +got):\n%s", unit, diff)
+		}
+		if n, err := w.deliver(socket, unit); n != 0 || err != nil {
+			t.Errorf("deliver to %s again: %d, %v", unit, n, err)
+		}
+	}
+	if held := holder.Units(); len(held) != 0 {
+		t.Errorf("still held: %v", held)
+	}
+	if p := holder.Problems(); len(p) != 0 {
+		t.Errorf("problems: %v", p)
+	}
+}
+
+func TestOnlyOptedInUnitsArePreserved(t *testing.T) {
+	w := newWorld(t)
+	for unit, preserve := range map[string]string{
+		"in.service": "yes", "success.service": "on-success", "restart.service": "restart",
+		"no.service": "no", "excluded.service": "yes",
+	} {
+		w.add(unit, preserve)
+		w.put(unit, "a", unit)
+	}
+	var got []string
+	for _, u := range w.preserve().Index.Units {
+		got = append(got, u.Unit)
+	}
+	if diff := cmp.Diff([]string{"in.service", "success.service"}, got); diff != "" {
+		t.Errorf("preserved units (-want +got):\n%s", diff)
+	}
+}
+
+func TestWhatIsRefusedIsNamedAndTheRestCarried(t *testing.T) {
+	w := newWorld(t)
+	w.add("mixed.service", "yes")
+	w.put("mixed.service", "a", "A")
+	w.putPipe("mixed.service", "p")
+	w.put("mixed.service", "b", "B")
+	w.add("lost.service", "yes")
+	w.putPipe("lost.service", "q")
+	preserved := w.preserve()
+	want := []kho.IndexUnit{
+		{Unit: "lost.service", Lost: []kho.LostEntry{{Name: "q", Type: "pipe", Reason: session.ErrUnsupported.Error()}}},
+		{Unit: "mixed.service", Sessions: []string{"fdbridge.mixed.service"}, Entries: 2, Bytes: 2,
+			Lost: []kho.LostEntry{{Name: "p", Type: "pipe", Reason: session.ErrUnsupported.Error()}}},
+	}
+	if diff := cmp.Diff(want, preserved.Index.Units); diff != "" {
+		t.Errorf("index (-want +got):\n%s", diff)
+	}
+	if !strings.Contains(w.logged(), `mixed.service: The fd "p" (pipe) will be lost`) {
+		t.Errorf("the log does not name the lost fd: %s", w.logged())
+	}
+	w.kexec(preserved)
+	_, socket, _ := w.serve()
+	if n, err := w.deliver(socket, "mixed.service"); n != 2 || err != nil {
+		t.Errorf("deliver: %d, %v", n, err)
+	}
+	if diff := cmp.Diff([]string{"b=B@1", "a=A@1"}, w.contents("mixed.service")); diff != "" {
+		t.Errorf("store (-want +got):\n%s", diff)
+	}
+}
+
+func TestHeldSessionsSurviveACrashOfFdbridged(t *testing.T) {
+	w := newWorld(t)
+	w.add("a.service", "yes")
+	w.put("a.service", "x", "X")
+	w.kexec(w.preserve())
+	_, _, stop := w.serve()
+	stop()
+	holder, socket, stop := w.serve()
+	if p := holder.Problems(); len(p) != 0 {
+		t.Errorf("problems: %v", p)
+	}
+	if n, err := w.deliver(socket, "a.service"); n != 1 || err != nil {
+		t.Errorf("deliver: %d, %v", n, err)
+	}
+	stop()
+	holder, _, _ = w.serve()
+	if p := holder.Problems(); len(p) != 0 {
+		t.Errorf("problems after delivery and another crash: %v", p)
+	}
+}
+
+func TestWhatNobodyClaimedIsHeldOverTheNextUpdate(t *testing.T) {
+	w := newWorld(t)
+	w.add("a.service", "yes")
+	w.put("a.service", "x", "old")
+	for range 2 {
+		w.kexec(w.preserve())
+		_, _, stop := w.serve()
+		stop()
+	}
+	// Started without its fds, the unit has a store of its own by now.
+	w.put("a.service", "y", "new")
+	w.kexec(w.preserve())
+	_, socket, _ := w.serve()
+	if n, err := w.deliver(socket, "a.service"); n != 1 || err != nil {
+		t.Errorf("deliver: %d, %v", n, err)
+	}
+	if diff := cmp.Diff([]string{"y=new@3"}, w.contents("a.service")); diff != "" {
+		t.Errorf("first delivery (-want +got):\n%s", diff)
+	}
+	w.empty("a.service")
+	if n, err := w.deliver(socket, "a.service"); n != 1 || err != nil {
+		t.Errorf("deliver: %d, %v", n, err)
+	}
+	if diff := cmp.Diff([]string{"x=old@3"}, w.contents("a.service")); diff != "" {
+		t.Errorf("second delivery (-want +got):\n%s", diff)
+	}
+}
+
+func TestOldAndNewFDsAreNotMixed(t *testing.T) {
+	w := newWorld(t)
+	w.add("a.service", "yes")
+	w.put("a.service", "x", "old")
+	w.kexec(w.preserve())
+	holder, socket, _ := w.serve()
+	w.put("a.service", "x", "new")
+	if _, err := w.deliver(socket, "a.service"); err == nil || !strings.Contains(err.Error(), "1 fds already") {
+		t.Errorf("deliver: %v", err)
+	}
+	if len(holder.Held("a.service")) != 1 || len(holder.Problems()) != 1 {
+		t.Errorf("held %v, problems %v", holder.Held("a.service"), holder.Problems())
+	}
+}
+
+func TestAStoreThatIsTooSmallLeavesTheSessionHeld(t *testing.T) {
+	w := newWorld(t)
+	w.add("a.service", "yes")
+	w.put("a.service", "x", "X")
+	w.put("a.service", "y", "Y")
+	w.kexec(w.preserve())
+	holder, socket, _ := w.serve()
+	w.setMax("a.service", 1)
+	if _, err := w.deliver(socket, "a.service"); err == nil || !strings.Contains(err.Error(), "FileDescriptorStoreMax=1") {
+		t.Errorf("deliver: %v", err)
+	}
+	w.setMax("a.service", 2)
+	w.empty("a.service")
+	if n, err := w.deliver(socket, "a.service"); n != 2 || err != nil {
+		t.Errorf("deliver again: %d, %v", n, err)
+	}
+	if held := holder.Units(); len(held) != 0 {
+		t.Errorf("still held: %v", held)
+	}
+}
+
+// Each fault hits one of two units; the other's fds come through.
+func TestFaultsCostOneUnitAndAreNamed(t *testing.T) {
+	fail := func(request uint, name string, token uint64) func(uint, string, uint64) error {
+		return func(r uint, n string, t uint64) error {
+			if r == request && n == name && t == token {
+				return unix.EIO
+			}
+			return nil
+		}
+	}
+	const bad = "fdbridge.bad.service"
+	for name, fault := range map[string]struct {
+		before, after func(uint, string, uint64) error
+		says          string
+	}{
+		"the session cannot be created":    {before: fail(session.ReqCreateSession, bad, 0), says: "no session for the unit"},
+		"an entry cannot be preserved":     {before: fail(session.ReqPreserveFD, bad, 1), says: `The fd "x" (memfd) will be lost`},
+		"the manifest cannot be preserved": {before: fail(session.ReqPreserveFD, bad, 0), says: "manifest of its session"},
+		"the session cannot be retrieved":  {after: fail(session.ReqRetrieveSession, bad, 0), says: "bad.service: Its fds cannot be restored"},
+		"an entry cannot be retrieved":     {after: fail(session.ReqRetrieveFD, bad, 1), says: `The fd "x" of session fdbridge.bad.service was not delivered`},
+		"the manifest cannot be retrieved": {after: fail(session.ReqRetrieveFD, bad, 0), says: "bad.service"},
+		"the session cannot be finished":   {after: fail(session.ReqFinish, bad, 0), says: "the session fdbridge.bad.service is held on"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			for _, unit := range []string{"bad.service", "good.service"} {
+				w.add(unit, "yes")
+				w.put(unit, "x", "X")
+			}
+			w.kernel.Fail = fault.before
+			w.kexec(w.preserve())
+			w.kernel.Fail = fault.after
+			holder, socket, _ := w.serve()
+			_, _ = w.deliver(socket, "bad.service")
+			if n, err := w.deliver(socket, "good.service"); n != 1 || err != nil {
+				t.Errorf("deliver to the good unit: %d, %v", n, err)
+			}
+			if !strings.Contains(w.logged(), fault.says) {
+				t.Errorf("the log does not say %q:\n%s", fault.says, w.logged())
+			}
+			retrieved := fault.after != nil && name != "the session cannot be retrieved"
+			if held := len(holder.Held("bad.service")) > 0; held != retrieved {
+				t.Errorf("the bad unit's session is held: %v, want %v", held, retrieved)
+			}
+		})
+	}
+}
+
+func TestWithoutTheDeviceNothingIsPreservedAndItIsSaid(t *testing.T) {
+	for name, test := range map[string]struct{ open, want error }{
+		"no device":  {unix.ENOENT, session.ErrNoDevice},
+		"broken":     {unix.EIO, session.ErrBroken},
+		"no devices": {unix.ENXIO, session.ErrNoDevice},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.add("a.service", "yes")
+			w.put("a.service", "x", "X")
+			w.kernel.OpenErr = test.open
+			if _, err := w.preserver().Run(t.Context()); !errors.Is(err, test.want) {
+				t.Errorf("Run: %v, want %v", err, test.want)
+			}
+			holder, _, _ := w.serve()
+			if p := holder.Problems(); len(p) != 1 || !strings.Contains(p[0], test.want.Error()) {
+				t.Errorf("problems: %q, want one that says %q", p, test.want)
+			}
+		})
+	}
+}
+
+func TestABusyDeviceEndsWithTheContext(t *testing.T) {
+	w := newWorld(t)
+	device, err := session.Open(w.kernel, session.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer device.Close()
+	ctx, stop := context.WithTimeout(t.Context(), time.Millisecond)
+	defer stop()
+	if _, err := w.preserver().Run(ctx); !errors.Is(err, session.ErrBusy) {
+		t.Errorf("Run: %v, want ErrBusy", err)
+	}
+}
+
+func TestAnUnansweringPID1IsAnError(t *testing.T) {
+	w := newWorld(t)
+	w.err = fmt.Errorf("no answer: %w", units.ErrManager)
+	if _, err := w.preserver().Run(t.Context()); !errors.Is(err, units.ErrManager) {
+		t.Errorf("Run: %v, want ErrManager", err)
+	}
+}
+
+func TestAStoreThatChangesIsReadAgain(t *testing.T) {
+	w := newWorld(t)
+	w.add("a.service", "yes")
+	w.put("a.service", "x", "X")
+	once := sync.OnceFunc(func() {
+		w.empty("a.service")
+		w.put("a.service", "y", "Y")
+		w.put("a.service", "z", "Z")
+	})
+	w.changed = once
+	w.kexec(w.preserve())
+	_, socket, _ := w.serve()
+	if n, err := w.deliver(socket, "a.service"); n != 2 || err != nil {
+		t.Errorf("deliver: %d, %v", n, err)
+	}
+	if diff := cmp.Diff([]string{"z=Z@1", "y=Y@1"}, w.contents("a.service")); diff != "" {
+		t.Errorf("store (-want +got):\n%s", diff)
+	}
+}
+
+func TestAStoreThatNeverStandsStillIsLostByName(t *testing.T) {
+	w := newWorld(t)
+	w.add("a.service", "yes")
+	w.put("a.service", "x", "X")
+	w.changed = func() {
+		w.empty("a.service")
+		w.put("a.service", "x", "X")
+	}
+	unit := w.preserve().Index.Units[0]
+	if len(unit.Lost) != 1 || unit.Lost[0].Reason != units.ErrChanged.Error() {
+		t.Errorf("index: %+v", unit)
+	}
+}
+
+// What is in a session under the manifest's token when it is not the manifest.
+func TestASessionWithABadManifestStaysHeld(t *testing.T) {
+	good := func(unit string) []byte {
+		m := kho.Manifest{Unit: unit, Origin: kho.Origin{Time: time.Unix(0, 0)}}
+		data, err := m.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	for name, test := range map[string]struct {
+		data []byte
+		want error
+	}{
+		"truncated":     {good("a.service")[:40], kho.ErrFormat},
+		"empty":         {nil, kho.ErrFormat},
+		"not JSON":      {[]byte("manifest"), kho.ErrFormat},
+		"other version": {bytes.Replace(good("a.service"), []byte(`"version":1`), []byte(`"version":2`), 1), kho.ErrVersion},
+		"other unit":    {good("b.service"), kho.ErrUnit},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.add("a.service", "yes")
+			forge(w, map[string][]byte{"fdbridge.a.service": test.data})
+			holder, socket, _ := w.serve()
+			if n, err := w.deliver(socket, "a.service"); n != 0 || err == nil {
+				t.Errorf("deliver: %d, %v", n, err)
+			}
+			problems := strings.Join(holder.Problems(), " ")
+			if len(holder.Held("a.service")) != 1 || !strings.Contains(problems, "fdbridge.a.service is held on") {
+				t.Errorf("held %v, problems %q", holder.Held("a.service"), problems)
+			}
+			if !strings.Contains(w.logged(), test.want.Error()) {
+				t.Errorf("the log does not say %q:\n%s", test.want, w.logged())
+			}
+		})
+	}
+}
+
+// forge makes sessions with given contents as their manifests, and an index
+// that lists them as those of a.service, and goes to the next kernel.
+func forge(w *world, sessions map[string][]byte) {
+	w.t.Helper()
+	device, err := session.Open(w.kernel, session.Path)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	index := &kho.Index{Origin: kho.Origin{Time: time.Unix(0, 0)}}
+	for name := range sessions {
+		index.Units = append(index.Units, kho.IndexUnit{Unit: "a.service", Sessions: []string{name}, Entries: 1})
+	}
+	if _, listed := sessions[kho.IndexSession]; !listed {
+		if sessions[kho.IndexSession], err = index.Encode(); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	var made []*session.Session
+	for name, data := range sessions {
+		s, err := device.Create(name)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		made = append(made, s)
+		raw, err := unix.MemfdCreate("forged", unix.MFD_CLOEXEC)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		f := fd.New(raw)
+		if _, err := unix.Write(raw, data); err != nil {
+			w.t.Fatal(err)
+		}
+		if err := errors.Join(s.Preserve(f, kho.ManifestToken), f.Close()); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+	err = errors.Join(device.Close(), w.kernel.Kexec())
+	for _, s := range made {
+		err = errors.Join(err, s.Close())
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func TestABadIndexIsReportedAndKept(t *testing.T) {
+	w := newWorld(t)
+	forge(w, map[string][]byte{kho.IndexSession: []byte("{}")})
+	holder, _, _ := w.serve()
+	if p := holder.Problems(); len(p) != 1 || !strings.Contains(p[0], kho.ErrFormat.Error()) {
+		t.Errorf("problems: %q", p)
+	}
+	if n := len(w.units[bridge.OwnUnit].store); n != 1 {
+		t.Errorf("%d sessions are kept, want the index", n)
+	}
+}
+
+func TestASessionThatIsListedButNotThereIsReported(t *testing.T) {
+	w := newWorld(t)
+	index := kho.Index{Origin: kho.Origin{Time: time.Unix(0, 0)}, Units: []kho.IndexUnit{
+		{Unit: "gone.service", Sessions: []string{"fdbridge.gone.service"}, Entries: 1}}}
+	data, err := index.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	forge(w, map[string][]byte{kho.IndexSession: data})
+	holder, _, _ := w.serve()
+	if p := holder.Problems(); len(p) != 1 || !strings.Contains(p[0], "gone.service") {
+		t.Errorf("problems: %q", p)
+	}
+}

@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bridge_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fdbridge/fdbridge/bridge"
+	"github.com/fdbridge/fdbridge/internal/fd"
+	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
+	"github.com/fdbridge/fdbridge/units"
+	"github.com/fdbridge/fdbridge/units/notify"
+)
+
+func TestMain(m *testing.M) { fdtest.Main(m) }
+
+// manager stands in for PID 1: units with stores that hold real files, and
+// what is asked of PID 1 about them. It is in this process, so that a real
+// Duplicator finds the files.
+type manager struct {
+	t     testing.TB
+	mu    sync.Mutex
+	units map[string]*unit
+	// peer is the unit that every client of a socket belongs to.
+	peer string
+	// err is what every question is answered with when it is not nil.
+	err error
+	// changed is called before each duplication, to change a store then.
+	changed func()
+}
+
+type unit struct {
+	preserve string
+	max      uint32
+	store    []notify.Passed // the front is what was stored last
+}
+
+func newManager(t testing.TB) *manager {
+	m := &manager{t: t, units: map[string]*unit{}}
+	m.add(bridge.OwnUnit, "yes")
+	t.Cleanup(func() {
+		for name := range m.units {
+			m.empty(name)
+		}
+	})
+	return m
+}
+
+// add adds a unit with room for 1,000 fds.
+func (m *manager) add(name, preserve string) {
+	m.units[name] = &unit{preserve: preserve, max: 1000}
+}
+
+// empty empties a unit's store.
+func (m *manager) empty(name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, e := range m.units[name].store {
+		_ = e.FD.Close()
+	}
+	m.units[name].store = nil
+}
+
+// passed returns duplicates of a unit's store, as its next process gets them.
+func (m *manager) passed(name string) []notify.Passed {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var list []notify.Passed
+	for _, e := range m.units[name].store {
+		dup, err := e.FD.Dup()
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		list = append(list, notify.Passed{Name: e.Name, FD: dup})
+	}
+	return list
+}
+
+func (m *manager) Stores(ctx context.Context) ([]units.Store, error) {
+	var list []units.Store
+	for name, u := range m.units {
+		if len(u.store) == 0 {
+			continue
+		}
+		store, err := m.Store(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, store)
+	}
+	slices.SortFunc(list, func(a, b units.Store) int { return -1 + 2*b2i(a.Unit > b.Unit) })
+	return list, m.err
+}
+
+func b2i(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+func (m *manager) Store(_ context.Context, name string) (units.Store, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	u := m.units[name]
+	store := units.Store{Unit: name, Max: u.max, Preserve: u.preserve, User: "nobody"}
+	for _, e := range u.store {
+		st, err := e.FD.Stat()
+		if err != nil {
+			return store, err
+		}
+		link, err := e.FD.Link()
+		if err != nil {
+			return store, err
+		}
+		flags, err := units.OpenFlags(e.FD)
+		if err != nil {
+			return store, err
+		}
+		store.Entries = append(store.Entries, units.Entry{
+			Name: e.Name, Mode: st.Mode, Dev: st.Dev, Ino: st.Ino, Rdev: st.Rdev, Path: link, Flags: flags,
+		})
+	}
+	return store, m.err
+}
+
+func (m *manager) OptedIn(ctx context.Context, _ []string) ([]units.Store, error) {
+	var list []units.Store
+	for name := range m.units {
+		store, err := m.Store(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		if store.Entries = nil; store.OptedIn() {
+			list = append(list, store)
+		}
+	}
+	return list, m.err
+}
+
+func (m *manager) UnitOf(context.Context, *fd.FD) (string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.peer, m.err
+}
+
+// setPeer says which unit clients belong to from now on.
+func (m *manager) setPeer(unit string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.peer = unit
+}
+
+// setMax sets a unit's FileDescriptorStoreMax=.
+func (m *manager) setMax(unit string, n uint32) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.units[unit].max = n
+}
+
+// duplicator is a real one, but for sessions: those of a fake kernel cannot be
+// told by their links.
+type duplicator struct {
+	*units.Duplicator
+	m *manager
+}
+
+func (m *manager) duplicator() (bridge.Duplicator, error) {
+	d, err := units.OpenDuplicator(os.Getpid())
+	return duplicator{d, m}, err
+}
+
+func (d duplicator) Dup(e *units.Entry) (*fd.FD, error) {
+	if d.m.changed != nil {
+		d.m.changed()
+	}
+	return d.Duplicator.Dup(e)
+}
+
+func (d duplicator) Sessions() ([]*fd.FD, error) {
+	var list []*fd.FD
+	for _, p := range d.m.passed(bridge.OwnUnit) {
+		list = append(list, p.FD)
+	}
+	return list, nil
+}
+
+// keeper is the way to one unit's store.
+type keeper struct {
+	m    *manager
+	unit string
+	err  error
+}
+
+func (k keeper) Store(name string, f *fd.FD) error {
+	if k.err != nil {
+		return k.err
+	}
+	dup, err := f.Dup()
+	if err != nil {
+		return err
+	}
+	k.m.mu.Lock()
+	defer k.m.mu.Unlock()
+	u := k.m.units[k.unit]
+	if len(u.store) >= int(u.max) {
+		return dup.Close() // dropped with a log message, as PID 1 does
+	}
+	st, _ := f.Stat()
+	for _, e := range u.store {
+		if other, _ := e.FD.Stat(); other.Ino == st.Ino && other.Dev == st.Dev {
+			return dup.Close() // PID 1 takes no file twice
+		}
+	}
+	u.store = slices.Insert(u.store, 0, notify.Passed{Name: name, FD: dup})
+	return nil
+}
+
+func (k keeper) Remove(name string) error {
+	k.m.mu.Lock()
+	defer k.m.mu.Unlock()
+	u := k.m.units[k.unit]
+	u.store = slices.DeleteFunc(u.store, func(e notify.Passed) bool {
+		if e.Name == name {
+			_ = e.FD.Close()
+		}
+		return e.Name == name
+	})
+	return k.err
+}
+
+func (k keeper) Barrier() error { return k.err }
+
+// put stores a memfd with the given contents in a unit's store.
+func (m *manager) put(name, entry, contents string) {
+	m.t.Helper()
+	raw, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	f := fd.New(raw)
+	defer f.Close()
+	if _, err := unix.Write(raw, []byte(contents)); err != nil {
+		m.t.Fatal(err)
+	}
+	if err := (keeper{m: m, unit: name}).Store(entry, f); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// putPipe stores the reading end of a pipe, which no kernel carries.
+func (m *manager) putPipe(name, entry string) {
+	m.t.Helper()
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		m.t.Fatal(err)
+	}
+	read, write := fd.New(p[0]), fd.New(p[1])
+	defer write.Close()
+	defer read.Close()
+	if err := (keeper{m: m, unit: name}).Store(entry, read); err != nil {
+		m.t.Fatal(err)
+	}
+}
+
+// contents describes a unit's store: name, contents and position, in order.
+func (m *manager) contents(name string) []string {
+	m.t.Helper()
+	list := []string{}
+	for _, p := range m.passed(name) {
+		err := p.FD.Do(func(raw int) error {
+			buffer := make([]byte, 100)
+			n, err := unix.Pread(raw, buffer, 0)
+			if err != nil {
+				return err
+			}
+			position, err := unix.Seek(raw, 0, unix.SEEK_CUR)
+			list = append(list, fmt.Sprintf("%s=%s@%d", p.Name, buffer[:n], position))
+			return err
+		})
+		if err != nil {
+			m.t.Fatal(err)
+		}
+		_ = p.FD.Close()
+	}
+	return list
+}

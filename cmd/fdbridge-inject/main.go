@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command fdbridge-inject puts the fds that were carried through a live update
+// into the fd store of the unit that it runs for, as ExecStartPre=-+ of that
+// unit. It ends without a word when there are none.
+package main
+
+import (
+	"os"
+
+	"github.com/fdbridge/fdbridge/bridge/deliver"
+	"github.com/fdbridge/fdbridge/bridge/journal"
+	"github.com/fdbridge/fdbridge/bridge/wire"
+	"github.com/fdbridge/fdbridge/session"
+	"github.com/fdbridge/fdbridge/units/notify"
+)
+
+func main() {
+	log := journal.Stderr()
+	store, err := notify.Open(os.Getenv("NOTIFY_SOCKET"))
+	if err != nil {
+		log.Err("The unit's fds cannot be delivered and are held on: %v", err)
+		os.Exit(1)
+	}
+	deliverer := deliver.Deliverer{Socket: wire.Path, Kernel: session.System{}, Store: store}
+	n, err := deliverer.Run()
+	if err != nil {
+		log.Err("Not all of the unit's fds were delivered: %v", err)
+		os.Exit(1)
+	}
+	if n > 0 {
+		log.Info("Delivered %d fds to the unit's fd store.", n)
+	}
+}

@@ -7,27 +7,19 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 )
 
-const (
-	// runtimeUnits is where unit files and drop-ins of this boot are.
-	runtimeUnits = "/run/systemd/system"
-	// generatedUnits is where generators write.
-	generatedUnits = "/run/systemd/generator"
-)
+// RuntimeUnits is where unit files and drop-ins of this boot are.
+const RuntimeUnits = "/run/systemd/system"
 
-// AddDropIns writes the drop-in that lets a unit have its fds for each of the
-// units named, which sessions are held for, unless the generator has done so. A
-// unit that no file on disk tells of, as systemd-run makes them, has it only
-// from here. It returns how many it wrote; PID 1 is to be told of them. The
-// error is about some of the units; the others have theirs.
-func AddDropIns(root string, names []string, dropIn []byte) (added int, err error) {
+// AddDropIns writes below dir, RuntimeUnits, the drop-in that lets a unit have
+// its fds for each of the units named, which sessions are held for. It is for
+// those that no file on disk tells of, as systemd-run makes them, so that the
+// generator cannot know them. It returns how many it wrote; PID 1 is to be told
+// of them. The error is about some of the units; the others have theirs.
+func AddDropIns(dir string, names []string, dropIn []byte) (added int, err error) {
 	for _, unit := range names {
-		if generated(root, unit) {
-			continue
-		}
-		path := filepath.Join(root, runtimeUnits, unit+".d", "50-fdbridge-held.conf")
+		path := filepath.Join(dir, unit+".d", "50-fdbridge-held.conf")
 		failed := os.MkdirAll(filepath.Dir(path), 0o755)
 		if failed == nil {
 			failed = os.WriteFile(path, dropIn, 0o644)
@@ -39,19 +31,4 @@ func AddDropIns(root string, names []string, dropIn []byte) (added int, err erro
 		added++
 	}
 	return added, err
-}
-
-// generated tells whether the generator has given the unit its drop-in, by its
-// own name or by its template's.
-func generated(root, unit string) bool {
-	names := []string{unit}
-	if prefix, rest, ok := strings.Cut(unit, "@"); ok {
-		names = append(names, prefix+"@"+filepath.Ext(rest))
-	}
-	for _, name := range names {
-		if _, err := os.Stat(filepath.Join(root, generatedUnits, name+".d", "50-fdbridge.conf")); err == nil {
-			return true
-		}
-	}
-	return false
 }

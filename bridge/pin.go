@@ -18,7 +18,6 @@ const retryDelay = time.Second
 // PinManager is what a Pinner asks the service manager; units.Manager answers.
 type PinManager interface {
 	OptedIn(ctx context.Context, units []string) ([]units.Store, error)
-	Ordered(ctx context.Context, unit string) ([]string, error)
 	Pin(ctx context.Context, unit string) error
 	News() <-chan struct{}
 	Loaded() (services []string, reloaded bool)
@@ -28,7 +27,9 @@ type PinManager interface {
 // Pinner pins the opted-in units that the generator could not know, such as
 // instances of templates and transient units: see units.Manager.Pin.
 type Pinner struct {
-	PID1     func(ctx context.Context) (PinManager, error)
+	PID1 func(ctx context.Context) (PinManager, error)
+	// Covered returns the units that the generator has taken care of.
+	Covered  func() (map[string]bool, error)
 	Excluded func(unit string) bool
 	Log      *journal.Log
 }
@@ -58,11 +59,11 @@ func (p *Pinner) follow(ctx context.Context, pid1 PinManager) error {
 	services, all := []string(nil), true
 	for {
 		if all { // the generator has run again
-			before, err := pid1.Ordered(ctx, OwnUnit)
-			if err != nil {
+			var err error
+			if covered, err = p.Covered(); err != nil {
 				return err
 			}
-			services, covered = nil, set(before)
+			services = nil
 		}
 		if err := p.pin(ctx, pid1, services, covered); err != nil {
 			return err
@@ -94,12 +95,4 @@ func (p *Pinner) pin(ctx context.Context, pid1 PinManager, services []string, co
 		err = errors.Join(err, pid1.Pin(ctx, store.Unit))
 	}
 	return err
-}
-
-func set(list []string) map[string]bool {
-	in := make(map[string]bool, len(list))
-	for _, s := range list {
-		in[s] = true
-	}
-	return in
 }

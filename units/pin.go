@@ -43,21 +43,6 @@ func (m *Manager) Pin(ctx context.Context, unit string) error {
 	return nil
 }
 
-// Ordered returns the units that a unit is ordered before, by which it refers
-// to them.
-func (m *Manager) Ordered(ctx context.Context, unit string) ([]string, error) {
-	var before []string
-	calls := []call{property(unitPath(unit), unitInterface, "Before", &before)}
-	err := m.batch(ctx, calls)
-	if err == nil {
-		err = calls[0].err
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read the property Before of %s: %w", unit, err)
-	}
-	return before, nil
-}
-
 // Refresh makes PID 1 notice new unit files and drop-ins of units that are not
 // loaded, without a daemon-reload: loading any unit looks at the directories'
 // time stamps (unit_load_fragment in src/core/load-fragment.c), but creating a

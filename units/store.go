@@ -85,7 +85,7 @@ func (e *Entry) Type() string {
 // can come together with stores; an error that answers errors.Is for
 // ErrManager means that PID 1 did not answer and there are none.
 func (m *Manager) Stores(ctx context.Context) ([]Store, error) {
-	services, err := m.services(ctx)
+	services, err := m.services(ctx, []string{"*.service"})
 	if err != nil {
 		return nil, err
 	}
@@ -104,29 +104,37 @@ func (m *Manager) Store(ctx context.Context, unit string) (Store, error) {
 	return stores[0], nil
 }
 
-// OptedIn returns the loaded services among units that have opted in, or of
-// all loaded services when units is nil, sorted by name and without entries.
+// OptedIn returns those among units that are loaded services and have opted in,
+// of all loaded services when units is nil, sorted by name and without entries.
+//
+// A unit that is not loaded is not asked about: that would load it, for as
+// long as nothing refers to it.
 func (m *Manager) OptedIn(ctx context.Context, units []string) ([]Store, error) {
-	if units == nil {
-		var err error
-		if units, err = m.services(ctx); err != nil {
-			return nil, err
+	patterns := []string{"*.service"}
+	if units != nil {
+		patterns = nil
+		for _, unit := range units { // fnmatch(3) takes a backslash for its own
+			patterns = append(patterns, strings.ReplaceAll(unit, `\`, `\\`))
 		}
 	}
-	stores := make([]Store, len(units))
-	for i, unit := range units {
+	loaded, err := m.services(ctx, patterns)
+	if err != nil {
+		return nil, err
+	}
+	stores := make([]Store, len(loaded))
+	for i, unit := range loaded {
 		stores[i].Unit = unit
 	}
-	err := m.describe(ctx, stores)
+	err = m.describe(ctx, stores)
 	stores = slices.DeleteFunc(stores, func(s Store) bool { return !s.OptedIn() })
 	return stores, err
 }
 
-// services lists the names of all loaded services.
-func (m *Manager) services(ctx context.Context) ([]string, error) {
+// services lists the names of the loaded services that match one of patterns.
+func (m *Manager) services(ctx context.Context, patterns []string) ([]string, error) {
 	ctx, stop := context.WithTimeout(ctx, CallTimeout)
 	defer stop()
-	list, err := m.sd.ListUnitsByPatternsContext(ctx, nil, []string{"*.service"})
+	list, err := m.sd.ListUnitsByPatternsContext(ctx, nil, patterns)
 	if err != nil {
 		return nil, fmt.Errorf("list the services: %w: %w", ErrManager, err)
 	}

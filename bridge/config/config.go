@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package config reads fdbridge's own configuration, /etc/fdbridge/fdbridge.conf
+// and its drop-ins. What a unit's file says about fdbridge does not belong
+// here, nor anything that needs PID 1 or a kernel: the generator reads it, too.
+package config
+
+import (
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/fdbridge/fdbridge/units/unitfile"
+)
+
+const (
+	file    = "fdbridge/fdbridge.conf"
+	section = "Bridge"
+	exclude = "Exclude"
+)
+
+// Config is what the administrator wants. It does not change.
+type Config struct {
+	exclude []string // globs
+}
+
+// Load reads fdbridge.conf in /etc/fdbridge, or else in /run/fdbridge,
+// /usr/local/lib/fdbridge or /usr/lib/fdbridge, all below root, and then the
+// drop-ins of all four, fdbridge.conf.d/*.conf, as unitfile.LoadConfig says.
+//
+// There is one setting, in the section [Bridge]: Exclude= names the units that
+// are left alone whatever their own files say, separated by spaces, with the
+// wildcards *, ? and [] of systemctl. Repeated assignments add up; an empty one
+// throws away those before it. When Exclude= is never set, systemd's own
+// journald and udevd are excluded; Exclude= with a value replaces that list,
+// and with nothing else but an empty one no unit is excluded.
+//
+// The result is never nil. What could not be read, and sections, settings and
+// values that fdbridge does not know, are ignored and returned as problems, one
+// sentence each with file and line.
+func Load(root string) (*Config, []error) {
+	settings, problems := unitfile.LoadConfig(root, file)
+	c := &Config{exclude: []string{ // before everything else, and with nothing a kernel carries
+		"systemd-journald.service", "systemd-journald@*.service", "systemd-udevd.service",
+	}}
+	seen := map[string]bool{}
+	for _, a := range settings {
+		var problem error
+		switch {
+		case strings.HasPrefix(a.Section, "X-") || strings.HasPrefix(a.Key, "X-"):
+		case a.Section != section:
+			if id := a.Path + " " + a.Section; !seen[id] {
+				seen[id] = true
+				problem = fmt.Errorf("the section [%s] is unknown and ignored", a.Section)
+			}
+		case a.Key != exclude:
+			problem = fmt.Errorf("the setting %s= is unknown and ignored", a.Key)
+		default:
+			if !seen[exclude] {
+				c.exclude, seen[exclude] = nil, true
+			}
+			problem = c.addExclude(a.Value)
+		}
+		if problem != nil {
+			problems = append(problems, fmt.Errorf("%s:%d: %w", a.Path, a.Line, problem))
+		}
+	}
+	return c, problems
+}
+
+// addExclude applies one assignment. Words that are no service are left out.
+func (c *Config) addExclude(value string) error {
+	if value == "" {
+		c.exclude = nil
+	}
+	words, err := unitfile.Words(value)
+	if err != nil {
+		return fmt.Errorf("Exclude=%s is ignored: %w", value, err)
+	}
+	var bad []string
+	for _, word := range words {
+		glob, ok := parseGlob(word)
+		if !ok {
+			bad = append(bad, word)
+			continue
+		}
+		c.exclude = append(c.exclude, glob)
+	}
+	if len(bad) > 0 {
+		return fmt.Errorf("Exclude= names what is no service and ignored: %s", strings.Join(bad, " "))
+	}
+	return nil
+}
+
+// parseGlob turns the name of a service, or a pattern as fnmatch(3) has them
+// with FNM_NOESCAPE, into one of package path: there a backslash, which unit
+// names have, needs another one, and "[!" is "[^". It returns false when word
+// is neither.
+func parseGlob(word string) (string, bool) {
+	if !strings.ContainsAny(word, "*?[") {
+		return strings.ReplaceAll(word, `\`, `\\`), unitfile.ValidName(word)
+	}
+	glob := strings.NewReplacer(`\`, `\\`, "[!", "[^").Replace(word)
+	_, err := path.Match(glob, "")
+	return glob, err == nil
+}
+
+// Excluded reports whether a unit is to be left alone, whatever its own files
+// say. fdbridge's own units always are: they could not wait for themselves.
+func (c *Config) Excluded(unit string) bool {
+	if unit == "fdbridged.service" || unit == "fdbridge-preserve.service" {
+		return true
+	}
+	return slices.ContainsFunc(c.exclude, func(glob string) bool {
+		matched, err := path.Match(glob, unit)
+		return matched && err == nil
+	})
+}

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package generator
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestCoveredReadsWhatWasWritten(t *testing.T) {
+	dir := t.TempDir()
+	if covered, err := Covered(dir); len(covered) != 0 || err != nil {
+		t.Errorf("Covered of nothing: %v, %v", covered, err)
+	}
+	var units []string
+	want := map[string]bool{}
+	for i := range 100 {
+		units = append(units, fmt.Sprintf("unit-with-a-long-name-%d.service", i))
+		want[units[i]] = true
+	}
+	if err := (File{Path: beforeName, Data: before(units)}).write(dir); err != nil {
+		t.Fatal(err)
+	}
+	covered, err := Covered(dir)
+	if diff := cmp.Diff(want, covered); diff != "" || err != nil {
+		t.Errorf("Covered: %v (-want +got):\n%s", err, diff)
+	}
+}
+
+func TestHasDropInLooksForTheTemplateToo(t *testing.T) {
+	dir := t.TempDir()
+	for _, unit := range []string{"a.service", "t@.service"} {
+		if err := os.MkdirAll(filepath.Join(dir, unit+".d"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, unit+".d", DropInName), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for unit, want := range map[string]bool{"a.service": true, "t@1.service": true, "t@.service": true, "b.service": false, "u@1.service": false} {
+		if got := HasDropIn(dir, unit); got != want {
+			t.Errorf("HasDropIn(%s) = %v, want %v", unit, got, want)
+		}
+	}
+}

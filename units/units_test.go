@@ -1,0 +1,273 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package units
+
+import (
+	"context"
+	"errors"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"testing"
+	"time"
+
+	"github.com/godbus/dbus/v5"
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/fdbridge/fdbridge/internal/fd"
+	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
+)
+
+func TestMain(m *testing.M) { fdtest.Main(m) }
+
+// own takes ownership of what a call returned, for the length of the test.
+func own(t *testing.T, raw int, err error) *fd.FD {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := fd.New(raw)
+	t.Cleanup(func() { _ = f.Close() })
+	return f
+}
+
+func memfd(t *testing.T) *fd.FD {
+	t.Helper()
+	raw, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC)
+	return own(t, raw, err)
+}
+
+// entry is what PID 1 would say of f.
+func entry(t *testing.T, f *fd.FD) *Entry {
+	t.Helper()
+	st, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	link, err := f.Link()
+	if err != nil {
+		t.Fatal(err)
+	}
+	flags, err := OpenFlags(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &Entry{Mode: st.Mode, Dev: st.Dev, Ino: st.Ino, Rdev: st.Rdev, Path: link, Flags: flags}
+}
+
+// duplicator looks at this process as it would at PID 1.
+func duplicator(t *testing.T) *Duplicator {
+	t.Helper()
+	d, err := OpenDuplicator(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return d
+}
+
+func pipe(t *testing.T) (read, write *fd.FD) {
+	t.Helper()
+	var p [2]int
+	err := unix.Pipe2(p[:], unix.O_CLOEXEC)
+	return own(t, p[0], err), own(t, p[1], err)
+}
+
+func TestDupFindsFilesWithAnInodeOfTheirOwn(t *testing.T) {
+	read, write := pipe(t)
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	a, b := own(t, pair[0], err), own(t, pair[1], err)
+	files := map[string]*fd.FD{"memfd": memfd(t), "read end": read, "write end": write, "socket": a, "other socket": b}
+	d := duplicator(t)
+	for name, f := range files {
+		e := entry(t, f)
+		dup, err := d.Dup(e)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if diff := cmp.Diff(e, entry(t, dup)); diff != "" {
+			t.Errorf("%s: another file (-want +got):\n%s", name, diff)
+		}
+		_ = dup.Close()
+	}
+}
+
+func TestDupOfWhatIsGoneOrAnotherFileSaysThatTheStoreChanged(t *testing.T) {
+	f := memfd(t)
+	e := entry(t, f)
+	for name, change := range map[string]func(e *Entry){
+		"inode": func(e *Entry) { e.Ino++ }, "device": func(e *Entry) { e.Dev++ },
+		"kind":  func(e *Entry) { e.Mode = unix.S_IFIFO },
+		"flags": func(e *Entry) { e.Flags |= unix.O_APPEND },
+		"rdev":  func(e *Entry) { e.Rdev = 1 },
+	} {
+		other := *e
+		change(&other)
+		if _, err := duplicator(t).Dup(&other); !errors.Is(err, ErrChanged) {
+			t.Errorf("another %s: %v, want ErrChanged", name, err)
+		}
+	}
+	d := duplicator(t)
+	_ = f.Close()
+	if _, err := d.Dup(e); !errors.Is(err, ErrChanged) {
+		t.Errorf("closed since it was listed: %v, want ErrChanged", err)
+	}
+}
+
+func TestDupGivesEachOpenFileOfAnInodeOnce(t *testing.T) {
+	f := memfd(t)
+	again := own2(t, f)
+	if _, err := unix.Seek(raw(t, again), 0, unix.SEEK_SET); err != nil {
+		t.Fatal(err)
+	}
+	d := duplicator(t)
+	e := entry(t, f)
+	seen := []int64{}
+	for i := range 2 {
+		dup, err := d.Dup(e)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer dup.Close()
+		// A dup shares the position with what it was made from.
+		position, err := unix.Seek(raw(t, dup), 10*int64(i+1), unix.SEEK_CUR)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen = append(seen, position)
+	}
+	if !slices.Equal(seen, []int64{10, 20}) {
+		t.Errorf("positions %v: the same open file came twice", seen)
+	}
+	if _, err := d.Dup(e); !errors.Is(err, ErrChanged) {
+		t.Errorf("a third time: %v, want ErrChanged", err)
+	}
+}
+
+// own2 opens the file behind f a second time.
+func own2(t *testing.T, f *fd.FD) *fd.FD {
+	t.Helper()
+	var again int
+	err := f.Do(func(raw int) (err error) {
+		again, err = unix.Open("/proc/self/fd/"+strconv.Itoa(raw), unix.O_RDWR|unix.O_CLOEXEC, 0)
+		return err
+	})
+	return own(t, again, err)
+}
+
+func raw(t *testing.T, f *fd.FD) (n int) {
+	t.Helper()
+	if err := f.Do(func(raw int) error { n = raw; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestFilesThatShareAnInodeAreNotGuessed(t *testing.T) {
+	one, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	f := own(t, one, err)
+	two, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	own(t, two, err)
+	e := entry(t, f)
+	if !e.Anonymous() || e.Type() != "eventfd" {
+		t.Errorf("Type %q, Anonymous %v", e.Type(), e.Anonymous())
+	}
+	if _, err := duplicator(t).Dup(e); !errors.Is(err, ErrAmbiguous) {
+		t.Errorf("Dup: %v, want ErrAmbiguous", err)
+	}
+}
+
+func TestTypeSaysWhatAnEntryIs(t *testing.T) {
+	for want, e := range map[string]Entry{
+		"memfd":            {Mode: unix.S_IFREG, Path: "/memfd:x (deleted)"},
+		"file":             {Mode: unix.S_IFREG, Path: "/etc/passwd"},
+		"pipe":             {Mode: unix.S_IFIFO, Path: "pipe:[1]"},
+		"socket":           {Mode: unix.S_IFSOCK, Path: "socket:[1]"},
+		"directory":        {Mode: unix.S_IFDIR, Path: "/"},
+		"character device": {Mode: unix.S_IFCHR, Path: "/dev/null"},
+		"block device":     {Mode: unix.S_IFBLK, Path: "/dev/vda"},
+		"luo_session":      {Path: "anon_inode:[luo_session] a.b"},
+		"inotify":          {Path: "anon_inode:inotify"},
+		"unknown":          {},
+	} {
+		if got := e.Type(); got != want {
+			t.Errorf("Type of %+v is %q, want %q", e, got, want)
+		}
+	}
+	if e := (Entry{Mode: unix.S_IFREG, Path: "/ (deleted)"}); e.Type() != "memfd" {
+		t.Errorf("a restored memfd is a %q", e.Type())
+	}
+}
+
+func TestOptInIsSystemdsOwn(t *testing.T) {
+	for _, test := range []struct {
+		max      uint32
+		preserve string
+		want     bool
+	}{{1, "yes", true}, {1, "on-success", true}, {0, "yes", false}, {1, "restart", false}, {1, "no", false}, {1, "", false}} {
+		s := Store{Max: test.max, Preserve: test.preserve}
+		if s.OptedIn() != test.want {
+			t.Errorf("FileDescriptorStoreMax=%d FileDescriptorStorePreserve=%s: %v, want %v", test.max, test.preserve, !test.want, test.want)
+		}
+	}
+}
+
+func TestUnitPathIsEscapedAsSystemdDoes(t *testing.T) {
+	for unit, want := range map[string]dbus.ObjectPath{
+		"a.service":        "/org/freedesktop/systemd1/unit/a_2eservice",
+		"9x@1-b.service":   "/org/freedesktop/systemd1/unit/_39x_401_2db_2eservice",
+		`a\x2db_c.service`: "/org/freedesktop/systemd1/unit/a_5cx2db_5fc_2eservice",
+	} {
+		if got := unitPath(unit); got != want {
+			t.Errorf("unitPath(%q) = %s, want %s", unit, got, want)
+		}
+	}
+}
+
+func TestEventsKeepWhatWasLoadedUntilItIsFetched(t *testing.T) {
+	m := &Manager{events: newEvents()}
+	send := func(name string, body ...any) {
+		m.events.DeliverSignal(managerInterface, name, &dbus.Signal{Body: body})
+	}
+	send("UnitNew", "a.service", dbus.ObjectPath("/"))
+	send("UnitNew", "b.service", dbus.ObjectPath("/"))
+	send("UnitNew", "c.socket", dbus.ObjectPath("/"))
+	send("UnitNew")
+	send("Reloading", true)
+	<-m.News()
+	services, reloaded := m.Loaded()
+	slices.Sort(services)
+	if diff := cmp.Diff([]string{"a.service", "b.service"}, services); diff != "" || reloaded {
+		t.Errorf("reloaded %v, services (-want +got):\n%s", reloaded, diff)
+	}
+	send("Reloading", false)
+	<-m.News()
+	if services, reloaded := m.Loaded(); services == nil || len(services) != 0 || !reloaded {
+		t.Errorf("after a reload: %v, %v", services, reloaded)
+	}
+}
+
+func TestConnectEndsWhenPID1DoesNotAnswer(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "private")
+	listener, err := net.Listen("unix", path) // connects, and never says a word
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	ctx, stop := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer stop()
+	if _, err := Connect(ctx, path); !errors.Is(err, ErrManager) {
+		t.Errorf("Connect: %v, want ErrManager", err)
+	}
+	if _, err := Connect(t.Context(), path+"x"); !errors.Is(err, unix.ENOENT) || !errors.Is(err, ErrManager) {
+		t.Errorf("Connect to nothing: %v, want ENOENT and ErrManager", err)
+	}
+}

@@ -291,7 +291,7 @@ func TestAStoreThatIsTooSmallLeavesTheSessionHeld(t *testing.T) {
 	w.kexec(w.preserve())
 	holder, socket, _ := w.serve()
 	w.setMax("a.service", 1)
-	if _, err := w.deliver(socket, "a.service"); err == nil || !strings.Contains(err.Error(), "FileDescriptorStoreMax=1") {
+	if _, err := w.deliver(socket, "a.service"); err == nil || !strings.Contains(err.Error(), "only 1 of them") {
 		t.Errorf("deliver: %v", err)
 	}
 	w.setMax("a.service", 2)

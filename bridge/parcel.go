@@ -63,15 +63,15 @@ func (p *Preserver) captured(store *units.Store, duplicator Duplicator) *parcel 
 		identity: kho.Identity{Fragment: store.FragmentPath, User: store.User, Group: store.Group},
 		origin:   p.Origin,
 	}
-	made.open = func(ctx context.Context, parcel *parcel) { p.capture(ctx, parcel, store, duplicator) }
-	made.items = items(store)
+	made.open = func(ctx context.Context, parcel *parcel) { p.capture(ctx, parcel, store.Entries, duplicator) }
+	made.items = items(store.Entries)
 	return made
 }
 
-func items(store *units.Store) []item {
-	list := make([]item, len(store.Entries))
-	for i := range store.Entries {
-		e := &store.Entries[i]
+func items(entries []units.Entry) []item {
+	list := make([]item, len(entries))
+	for i := range entries {
+		e := &entries[i]
 		list[i].entry = kho.Entry{Name: e.Name, Type: e.Type(), Flags: uint32(e.Flags)}
 	}
 	return list
@@ -79,11 +79,11 @@ func items(store *units.Store) []item {
 
 // capture duplicates the files of a store. A store that has changed since it
 // was listed is listed again, and PID 1's fds with it.
-func (p *Preserver) capture(ctx context.Context, parcel *parcel, store *units.Store, duplicator Duplicator) {
-	changed := duplicate(parcel, store, duplicator)
+func (p *Preserver) capture(ctx context.Context, parcel *parcel, entries []units.Entry, duplicator Duplicator) {
+	changed := duplicate(parcel, entries, duplicator)
 	for try := 1; changed && try < captureTries; try++ {
 		parcel.close()
-		fresh, err := p.Stores.Store(ctx, parcel.unit)
+		fresh, err := p.Stores.Entries(ctx, parcel.unit)
 		if err != nil {
 			parcel.lose(fmt.Errorf("the store has changed and cannot be listed again: %w", err))
 			return
@@ -93,8 +93,8 @@ func (p *Preserver) capture(ctx context.Context, parcel *parcel, store *units.St
 			parcel.lose(err)
 			return
 		}
-		parcel.items = items(&fresh)
-		changed = duplicate(parcel, &fresh, again)
+		parcel.items = items(fresh)
+		changed = duplicate(parcel, fresh, again)
 		if err := again.Close(); err != nil {
 			parcel.lose(err)
 		}
@@ -102,10 +102,10 @@ func (p *Preserver) capture(ctx context.Context, parcel *parcel, store *units.St
 }
 
 // duplicate gets each entry's file and tells whether one was not there any more.
-func duplicate(parcel *parcel, store *units.Store, duplicator Duplicator) (changed bool) {
+func duplicate(parcel *parcel, entries []units.Entry, duplicator Duplicator) (changed bool) {
 	for i := range parcel.items {
 		it := &parcel.items[i]
-		if it.file, it.lost = duplicator.Dup(&store.Entries[i]); it.lost == nil {
+		if it.file, it.lost = duplicator.Dup(&entries[i]); it.lost == nil {
 			it.lost = describe(it.file, &it.entry)
 		}
 		changed = changed || errors.Is(it.lost, units.ErrChanged)

@@ -83,13 +83,13 @@ func (m *manager) passed(name string) []notify.Passed {
 	return list
 }
 
-func (m *manager) Stores(ctx context.Context) ([]units.Store, error) {
+func (m *manager) Stores(context.Context) ([]units.Store, error) {
 	var list []units.Store
 	for name, u := range m.units {
 		if len(u.store) == 0 {
 			continue
 		}
-		store, err := m.Store(ctx, name)
+		store, err := m.store(name)
 		if err != nil {
 			return nil, err
 		}
@@ -106,7 +106,12 @@ func b2i(b bool) int {
 	return 0
 }
 
-func (m *manager) Store(_ context.Context, name string) (units.Store, error) {
+func (m *manager) Entries(_ context.Context, name string) ([]units.Entry, error) {
+	store, err := m.store(name)
+	return store.Entries, err
+}
+
+func (m *manager) store(name string) (units.Store, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	u := m.units[name]
@@ -131,10 +136,10 @@ func (m *manager) Store(_ context.Context, name string) (units.Store, error) {
 	return store, m.err
 }
 
-func (m *manager) OptedIn(ctx context.Context, _ []string) ([]units.Store, error) {
+func (m *manager) OptedIn(_ context.Context, _ []string) ([]units.Store, error) {
 	var list []units.Store
 	for name := range m.units {
-		store, err := m.Store(ctx, name)
+		store, err := m.store(name)
 		if err != nil {
 			return nil, err
 		}

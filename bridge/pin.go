@@ -18,7 +18,7 @@ const retryDelay = time.Second
 // PinManager is what a Pinner asks the service manager; units.Manager answers.
 type PinManager interface {
 	OptedIn(ctx context.Context, units []string) ([]units.Store, error)
-	Pin(ctx context.Context, unit string) error
+	Pin(ctx context.Context, dir, unit string) error
 	News() <-chan struct{}
 	Loaded() (services []string, reloaded bool)
 	Done() <-chan struct{}
@@ -92,7 +92,7 @@ func (p *Pinner) pin(ctx context.Context, pid1 PinManager, services []string, co
 		if store.Unit == OwnUnit || covered[store.Unit] || p.Excluded(store.Unit) {
 			continue
 		}
-		err = errors.Join(err, pid1.Pin(ctx, store.Unit))
+		err = errors.Join(err, pid1.Pin(ctx, units.RuntimeDir, store.Unit))
 	}
 	return err
 }

@@ -25,7 +25,7 @@ const deviceTimeout = 10 * time.Second
 // Stores is what a Preserver asks PID 1; units.Manager answers.
 type Stores interface {
 	Stores(ctx context.Context) ([]units.Store, error)
-	Store(ctx context.Context, unit string) (units.Store, error)
+	Entries(ctx context.Context, unit string) ([]units.Entry, error)
 }
 
 // Duplicator duplicates fds that PID 1 holds; units.Duplicator does.

@@ -31,7 +31,7 @@ const (
 type PID1 interface {
 	UnitOf(ctx context.Context, pidfd *fd.FD) (string, error)
 	Stores(ctx context.Context) ([]units.Store, error)
-	Store(ctx context.Context, unit string) (units.Store, error)
+	Entries(ctx context.Context, unit string) ([]units.Entry, error)
 	OptedIn(ctx context.Context, units []string) ([]units.Store, error)
 }
 
@@ -206,19 +206,21 @@ func (s *Server) grant(ctx context.Context, conn *wire.Conn, unit string, d *del
 // interrupted delivery has left in the store is no obstacle to the next, as
 // the service manager takes no open file twice.
 func (s *Server) mayBegin(ctx context.Context, unit string) error {
-	store, err := s.store(ctx, unit)
-	if err == nil && len(store.Entries) > 0 {
-		err = fmt.Errorf("its fd store has %d fds already, and fds of before the live update are not mixed with them", len(store.Entries))
+	n, err := s.stored(ctx, unit)
+	if err == nil && n > 0 {
+		err = fmt.Errorf("its fd store has %d fds already, and fds of before the live update are not mixed with them", n)
 	}
 	return err
 }
 
-func (s *Server) store(ctx context.Context, unit string) (units.Store, error) {
+// stored returns how many fds are in a unit's store.
+func (s *Server) stored(ctx context.Context, unit string) (int, error) {
 	pid1, err := s.PID1(ctx)
 	if err != nil {
-		return units.Store{}, err
+		return 0, err
 	}
-	return pid1.Store(ctx, unit)
+	entries, err := pid1.Entries(ctx, unit)
+	return len(entries), err
 }
 
 // settle finishes a delivered session. Nothing of it may be missing in the
@@ -231,12 +233,12 @@ func (s *Server) settle(ctx context.Context, unit, name string, delivered *wire.
 	if n := len(delivered.Failed); n > 0 {
 		return fmt.Errorf("%d fds were not delivered, %d were", n, delivered.Stored)
 	}
-	store, err := s.store(ctx, unit)
+	n, err := s.stored(ctx, unit)
 	if err != nil {
 		return err
 	}
-	if n := len(store.Entries); n < delivered.Stored {
-		return fmt.Errorf("%d fds were delivered, but its store has %d; is FileDescriptorStoreMax=%d enough?", delivered.Stored, n, store.Max)
+	if n < delivered.Stored {
+		return fmt.Errorf("%d fds were delivered, but its store has only %d of them: is FileDescriptorStoreMax= too small?", delivered.Stored, n)
 	}
 	if err := s.Holder.Finish(name); err != nil {
 		return err

@@ -24,8 +24,10 @@ const (
 	// connectTimeout bounds the time until PID 1 has accepted and
 	// authenticated a connection.
 	connectTimeout = 10 * time.Second
-	// CallTimeout bounds each question to PID 1, a batch counting as one.
-	CallTimeout = 20 * time.Second
+	// CallTimeout bounds each question to PID 1, a batch counting as one. PID 1
+	// has no priority over the processes it starts, and has been seen to take
+	// more than 20 s when it starts 100 services on two slow processors.
+	CallTimeout = 45 * time.Second
 	// window is how many calls of a batch are on their way at a time. sd-bus
 	// queues at most 4096 replies per connection before it drops it
 	// (BUS_WQUEUE_MAX in src/libsystemd/sd-bus/bus-internal.h).

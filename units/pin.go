@@ -7,38 +7,43 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-
-	systemd "github.com/coreos/go-systemd/v22/dbus"
-	"github.com/godbus/dbus/v5"
+	"os"
+	"path/filepath"
 )
 
-const errUnitExists = busName + ".UnitExists"
+// RuntimeDir is where unit files and drop-ins of this boot are.
+const RuntimeDir = "/run/systemd/system"
 
-// PinName is the name of the slice that pins a unit. It has no dash, which
-// would make it the child of another slice.
+// PinName is the name of the target that pins a unit.
 func PinName(unit string) string {
 	sum := sha256.Sum256([]byte(unit))
-	return "fdbridgepin" + hex.EncodeToString(sum[:8]) + ".slice"
+	return "fdbridge-pin-" + hex.EncodeToString(sum[:8]) + ".target"
 }
 
-// Pin keeps a unit from being forgotten when it stops, and its store with it.
+// Pin keeps a unit from being forgotten when it stops, and its store with it,
+// until the kernel is replaced. Pinning a pinned unit does nothing.
 //
 // systemd 254 to 260 unload a stopped unit that no other loaded unit refers to
 // in spite of FileDescriptorStorePreserve=yes (unit_gc_sweep in
 // src/core/unit.c and service_may_gc in src/core/service.c look at references
-// and processes, not at the store). A started transient slice that orders
-// itself after the unit is such a reference. It stays until the machine goes
-// down, also when fdbridged stops. Pinning a pinned unit does nothing.
-func (m *Manager) Pin(ctx context.Context, unit string) error {
+// and processes, not at the store). An active target that orders itself after
+// the unit is such a reference. It needs a file, in dir, which is RuntimeDir but in
+// tests: PID 1 makes no transient targets; and a transient slice is stopped by
+// the shutdown in spite of DefaultDependencies=no, because a slice can be
+// loaded without a file and has its default dependencies before it becomes
+// transient (seen with 257).
+func (m *Manager) Pin(ctx context.Context, dir, unit string) error {
 	ctx, stop := context.WithTimeout(ctx, CallTimeout)
 	defer stop()
-	_, err := m.sd.StartTransientUnitContext(ctx, PinName(unit), "fail", []systemd.Property{
-		systemd.PropDescription("Keeps the fd store of " + unit),
-		systemd.PropAfter(unit),
-		{Name: "DefaultDependencies", Value: dbus.MakeVariant(false)},
-	}, nil)
-	if err != nil && !isAnswer(err, errUnitExists) {
-		return fmt.Errorf("pin %s with a transient slice: %w", unit, err)
+	name := PinName(unit)
+	text := fmt.Sprintf("# Made by fdbridged.\n[Unit]\nDescription=Keeps the fd store of %s\n"+
+		"DefaultDependencies=no\nAfter=%[1]s\n", unit)
+	err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644)
+	if err == nil {
+		_, err = m.sd.StartUnitContext(ctx, name, "fail", nil)
+	}
+	if err != nil {
+		return fmt.Errorf("pin %s with %s: %w", unit, name, err)
 	}
 	return nil
 }

@@ -89,19 +89,20 @@ func (m *Manager) Stores(ctx context.Context) ([]Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return m.dump(ctx, services)
+	stores, err := m.dump(ctx, services)
+	if errors.Is(err, ErrManager) {
+		return nil, err
+	}
+	return stores, errors.Join(err, m.describe(ctx, stores))
 }
 
-// Store returns one unit's store as it is now.
-func (m *Manager) Store(ctx context.Context, unit string) (Store, error) {
+// Entries returns what is in one unit's store now, with one question to PID 1.
+func (m *Manager) Entries(ctx context.Context, unit string) ([]Entry, error) {
 	stores, err := m.dump(ctx, []string{unit})
-	if err != nil {
-		return Store{}, err
+	if err != nil || len(stores) == 0 {
+		return nil, err
 	}
-	if len(stores) == 0 {
-		return Store{Unit: unit}, nil
-	}
-	return stores[0], nil
+	return stores[0].Entries, nil
 }
 
 // OptedIn returns those among units that are loaded services and have opted in,
@@ -173,7 +174,7 @@ const (
 	errNoSuchUnit    = busName + ".NoSuchUnit"
 )
 
-// dump reads the stores of units and describes those that are not empty.
+// dump reads the stores of units, and returns those that are not empty.
 func (m *Manager) dump(ctx context.Context, units []string) ([]Store, error) {
 	calls := make([]call, len(units))
 	lists := make([][]dumped, len(units))
@@ -198,9 +199,6 @@ func (m *Manager) dump(ctx context.Context, units []string) ([]Store, error) {
 			store.Entries[j] = lists[i][j].entry()
 		}
 		stores = append(stores, store)
-	}
-	if err := m.describe(ctx, stores); err != nil {
-		failed = append(failed, err)
 	}
 	return stores, errors.Join(failed...)
 }

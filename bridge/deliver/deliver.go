@@ -12,11 +12,8 @@ package deliver
 import (
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/internal/fd"
@@ -149,50 +146,12 @@ func (d *Deliverer) entry(s *session.Session, e *kho.Entry) error {
 		return fmt.Errorf("this version of fdbridge knows no entries of kind %q", e.Kind)
 	}
 	f, err := s.RetrieveFD(e.Token)
+	if err == nil {
+		f, err = mend(f, e)
+	}
 	if err != nil {
 		return err
 	}
 	defer func() { _ = f.Close() }() // of a memfd, which has nothing to flush
-	same, err := reflag(f, int(e.Flags))
-	if err != nil {
-		return err
-	}
-	defer func() { _ = same.Close() }()
-	return d.Store.Store(e.Name, same)
-}
-
-// statusFlags are the flags of an open file that fcntl(F_SETFL) can change.
-const statusFlags = unix.O_APPEND | unix.O_NONBLOCK | unix.O_NOATIME | unix.O_DIRECT
-
-// reflag returns an open file as it was before the live update: the kernel
-// restores every memfd read-write and without flags (mm/memfd_luo.c, Linux
-// 7.2). One that was not read-write is opened again, at the same position. The
-// caller owns what is returned and keeps f.
-func reflag(f *fd.FD, flags int) (*fd.FD, error) {
-	if flags&unix.O_ACCMODE == unix.O_RDWR {
-		same, err := f.Dup()
-		if err == nil && flags&statusFlags != 0 {
-			err = same.Do(func(raw int) error {
-				_, err := unix.FcntlInt(uintptr(raw), unix.F_SETFL, flags&statusFlags)
-				return os.NewSyscallError("fcntl(F_SETFL)", err)
-			})
-		}
-		return same, err
-	}
-	var again *fd.FD
-	err := f.Do(func(raw int) error {
-		position, err := unix.Seek(raw, 0, unix.SEEK_CUR)
-		if err != nil {
-			return os.NewSyscallError("lseek", err)
-		}
-		mode := flags & (unix.O_ACCMODE | statusFlags)
-		opened, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", raw), mode|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return fmt.Errorf("open the file again with flags %#o: %w", mode, err)
-		}
-		again = fd.New(opened)
-		_, err = unix.Seek(opened, position, unix.SEEK_SET)
-		return os.NewSyscallError("lseek", err)
-	})
-	return again, err
+	return d.Store.Store(e.Name, f)
 }

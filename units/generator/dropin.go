@@ -8,12 +8,13 @@ import (
 )
 
 const (
-	// DropInName is the file name of the drop-in of a unit, below UNIT.d/.
-	DropInName = "50-fdbridge.conf"
+	// DropInName is the file name of the drop-in of a unit, below UNIT.d/. It
+	// sorts after override.conf, which is where "systemctl edit" writes.
+	DropInName = "zz-fdbridge.conf"
 
 	// ownDropIns is how the names of all drop-ins begin that fdbridge writes
 	// for other units, at run time, too. What they say the unit does not.
-	ownDropIns = "50-fdbridge"
+	ownDropIns = "zz-fdbridge"
 
 	beforeName = "fdbridged.service.d/50-units.conf"
 

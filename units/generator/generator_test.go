@@ -147,7 +147,7 @@ func TestRunWritesBelowItsDirectory(t *testing.T) {
 	if err != nil || len(problems) > 0 {
 		t.Fatalf("Run: %v, %v", problems, err)
 	}
-	want := []string{"fdbridged.service.d/50-units.conf", "x.service.d/50-fdbridge.conf"}
+	want := []string{"fdbridged.service.d/50-units.conf", "x.service.d/zz-fdbridge.conf"}
 	if diff := cmp.Diff(want, written(t, o.Dir)); diff != "" {
 		t.Error(diff)
 	}
@@ -194,7 +194,7 @@ func TestRunFailsOnlyWhenNothingCouldBeWritten(t *testing.T) {
 		t.Fatal(err)
 	}
 	problems, err := generator.Run(o)
-	if err != nil || len(problems) != 1 || !strings.HasPrefix(problems[0].Error(), "write x.service.d/50-fdbridge.conf: ") {
+	if err != nil || len(problems) != 1 || !strings.HasPrefix(problems[0].Error(), "write x.service.d/zz-fdbridge.conf: ") {
 		t.Errorf("one file in the way: %v, %v", problems, err)
 	}
 	o.Dir = filepath.Join(o.Dir, "x.service.d")

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+VERSION := $(shell cat VERSION)
+DEB := dist/fdbridge_$(VERSION)_amd64.deb
+# How long each fuzzer runs in "make test".
+FUZZTIME ?= 3s
+
+export GOFLAGS ?= -buildvcs=false
+
+.PHONY: help
+help: ## Show what there is to make
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+.PHONY: deps
+deps: ## Install the Debian packages that the tests need (as root)
+	@contrib/vm/deps
+
+.PHONY: deb
+deb: ## Build the package, in dist
+	contrib/deb/build $(VERSION)
+
+.PHONY: demo
+demo: deps deb ## Show a service keep its state while the kernel is replaced
+	go run ./test/demo $(DEB)
+
+.PHONY: test
+test: deps vet test-unit test-fuzz test-vm ## Run all tests
+
+.PHONY: vet
+vet:
+	@test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo "run gofmt -w on these" >&2; exit 1; }
+	go vet ./...
+	go vet -tags vm ./test
+
+.PHONY: test-unit
+test-unit: deps ## Run the unit tests, with the race detector
+	go test -race ./...
+
+.PHONY: test-fuzz
+test-fuzz: ## Run each fuzzer for FUZZTIME
+	@for dir in $$(grep -rl '^func Fuzz' --include='*_test.go' . | xargs -n 1 dirname | sort -u); do \
+		for name in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9]*\).*/\1/p' $$dir/*_test.go); do \
+			echo "$$dir $$name"; \
+			go test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) $$dir; \
+		done; \
+	done
+
+.PHONY: test-vm
+test-vm: deps deb ## Run the scenarios in the VM; RUN= chooses some
+	go test -tags vm -count 1 -v -timeout 40m -parallel 2 -run '$(RUN)' ./test -deb "$(CURDIR)/$(DEB)"
+
+.PHONY: vm
+vm: deps deb ## Boot the VM and log in as root
+	go run ./internal/vm/vmctl boot -deb $(DEB)
+
+.PHONY: clean
+clean: ## Remove what was built here; the cache stays
+	rm -rf dist

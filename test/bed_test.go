@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build vm
+
+package test
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/fdbridge/fdbridge/bridge/wire"
+	"github.com/fdbridge/fdbridge/internal/vm"
+	"github.com/fdbridge/fdbridge/internal/vm/build"
+	"github.com/fdbridge/fdbridge/internal/vm/progress"
+)
+
+var deb = flag.String("deb", "", "the fdbridge package to install in the VM")
+
+// programs are built from test/ and put into the image.
+var programs = []string{"storesvc", "luoconform"}
+
+// guestPrograms is where they are in the guest.
+const guestPrograms = "/usr/lib/fdbridge-test/"
+
+var images struct{ kernel, with, without string }
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if err := prepare(); err != nil {
+		fmt.Fprintln(os.Stderr, "prepare the test bed:", err)
+		os.Exit(1)
+	}
+	os.Exit(m.Run())
+}
+
+// prepare builds the kernel and the two images, with fdbridge and without.
+func prepare() error {
+	if *deb == "" {
+		return fmt.Errorf("no package to test: run \"make test-vm\", or give -deb")
+	}
+	ctx := context.Background()
+	builder, err := build.New(progress.New(os.Stderr))
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "fdbridge-test-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	files := map[string]string{}
+	for _, name := range programs {
+		built := filepath.Join(dir, name)
+		cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", built, "./"+name)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return fmt.Errorf("build %s: %w: %s", name, err, out)
+		}
+		files[guestPrograms+name] = built
+	}
+	if images.kernel, err = builder.Kernel(ctx, build.KernelSeries); err != nil {
+		return err
+	}
+	if images.with, err = builder.Image(ctx, build.Image{Kernel: images.kernel, Deb: *deb, Files: files}); err != nil {
+		return err
+	}
+	images.without, err = builder.Image(ctx, build.Image{Kernel: images.kernel, Files: files})
+	return err
+}
+
+// bed is a machine under test.
+type bed struct {
+	*testing.T
+	m   *vm.Machine
+	ctx context.Context
+}
+
+// boot starts a machine from an image and waits until it is up. A scenario as
+// a whole may take ten minutes.
+func boot(t *testing.T, image string, args ...string) *bed {
+	t.Helper()
+	return bootConfig(t, vm.Config{Image: image, KernelArgs: args})
+}
+
+func bootConfig(t *testing.T, config vm.Config) *bed {
+	t.Helper()
+	t.Parallel()
+	ctx, stop := context.WithTimeout(t.Context(), 10*time.Minute)
+	t.Cleanup(stop)
+	config.Kernel = images.kernel
+	b := &bed{T: t, m: vm.Test(t, config), ctx: ctx}
+	b.settled()
+	return b
+}
+
+// explain adds to the log of a failed test what fdbridge has said in the guest,
+// if that still answers.
+func (b *bed) explain() {
+	if !b.Failed() {
+		return
+	}
+	b.Helper()
+	ctx, stop := context.WithTimeout(context.Background(), 20*time.Second)
+	defer stop()
+	r, err := b.m.Shell(ctx, "journalctl --no-pager -q -o short-monotonic -n 150 -t fdbridged -t fdbridge-inject -u fdbridged.service; fdbridgectl status")
+	b.Logf("the journal of the guest says (%v):\n%s", err, r.Stdout)
+}
+
+// settled waits until the guest has started all that it starts.
+func (b *bed) settled() {
+	b.Helper()
+	r, err := b.m.Do(b.ctx, vm.Command{Argv: []string{"systemctl", "is-system-running", "--wait"}})
+	if state := strings.TrimSpace(r.Stdout); err != nil || state != "running" && state != "degraded" {
+		b.Fatalf("the machine is %q: %v", state, err)
+	}
+}
+
+// sh runs a script in the guest and returns what it prints.
+func (b *bed) sh(format string, args ...any) string {
+	b.Helper()
+	script := fmt.Sprintf(format, args...)
+	r, err := b.m.Shell(b.ctx, script)
+	if err != nil {
+		b.Fatalf("in the guest: %s: %v\n%s%s", script, err, r.Stdout, r.Stderr)
+	}
+	return strings.TrimSpace(r.Stdout)
+}
+
+// kexec replaces the kernel and waits until the new one is up.
+func (b *bed) kexec() {
+	b.Helper()
+	if err := b.m.Kexec(b.ctx); err != nil {
+		b.Fatal(err)
+	}
+	b.settled()
+}
+
+// off switches the machine off, which must work whatever the scenario did.
+func (b *bed) off() {
+	b.Helper()
+	b.explain()
+	if err := b.m.Shutdown(b.ctx); err != nil {
+		b.Error(err)
+	}
+}
+
+// file writes a file in the guest.
+func (b *bed) file(path, text string) {
+	b.Helper()
+	if err := b.m.WriteFile(b.ctx, path, []byte(text), 0o644); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// optIn are systemd's two directives.
+const optIn = "FileDescriptorStoreMax=1024\nFileDescriptorStorePreserve=yes\n"
+
+// service is a unit file that runs storesvc with files. What it finds is in
+// the report of its unit.
+func service(directives string, args ...string) string {
+	quoted := make([]string, len(args))
+	for i, arg := range args {
+		quoted[i] = quote(arg)
+	}
+	return "[Service]\nType=notify\nEnvironment=UNIT=%n\nExecStart=" + guestPrograms + "storesvc " +
+		strings.Join(quoted, " ") + "\n" + directives + "[Install]\nWantedBy=multi-user.target\n"
+}
+
+// quote writes an argument for ExecStart=.
+func quote(arg string) string {
+	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "%", "%%", "$", "$$").Replace(arg) + `"`
+}
+
+// units writes unit files, named after the map's keys, and enables them.
+func (b *bed) units(files map[string]string) {
+	b.Helper()
+	script := "systemctl daemon-reload\n"
+	for name, text := range files {
+		b.file("/etc/systemd/system/"+name, text)
+		if !strings.Contains(name, "@.") { // a template is only a template
+			script += "systemctl enable --now '" + name + "'\n"
+		}
+	}
+	b.sh("%s", script)
+}
+
+// found is one fd that a unit's main process was started with.
+type found struct {
+	Name, Type, SHA256           string
+	Size, Position, Seals, Flags int64
+}
+
+// report returns what a unit's main process found when it was started last.
+func (b *bed) report(unit string) []found {
+	b.Helper()
+	data, err := b.m.ReadFile(b.ctx, "/run/storesvc/"+unit)
+	if err != nil {
+		b.Fatal(err)
+	}
+	var list []found
+	if err := json.Unmarshal(data, &list); err != nil {
+		b.Fatalf("the report of %s: %v: %s", unit, err, data)
+	}
+	return list
+}
+
+// restarted restarts units and returns what each then finds: the truth that a
+// kernel update is compared with.
+func (b *bed) restarted(units ...string) map[string][]found {
+	b.Helper()
+	b.sh("systemctl restart '%s'", strings.Join(units, "' '"))
+	truth := map[string][]found{}
+	for _, unit := range units {
+		if truth[unit] = b.report(unit); len(truth[unit]) == 0 {
+			b.Fatalf("%s finds nothing after a plain restart", unit)
+		}
+	}
+	return truth
+}
+
+// same checks that each unit has found what it found before.
+func (b *bed) same(truth map[string][]found) {
+	b.Helper()
+	for unit, want := range truth {
+		if diff := cmp.Diff(want, b.report(unit)); diff != "" {
+			b.Errorf("%s finds other fds than after a plain restart (-want +got):\n%s", unit, diff)
+		}
+	}
+}
+
+// list returns what fdbridgectl list says, by unit.
+func (b *bed) list() map[string]wire.Unit {
+	b.Helper()
+	var list []wire.Unit
+	if err := json.Unmarshal([]byte(b.sh("fdbridgectl list --json")), &list); err != nil {
+		b.Fatal(err)
+	}
+	units := map[string]wire.Unit{}
+	for _, u := range list {
+		units[u.Unit] = u
+	}
+	return units
+}
+
+// status is what fdbridgectl status says.
+type status struct {
+	wire.Status
+	Lost     []wire.Lost
+	Problems []string
+}
+
+func (b *bed) status() status {
+	b.Helper()
+	var s status
+	if err := json.Unmarshal([]byte(b.sh("fdbridgectl status --json")), &s); err != nil {
+		b.Fatal(err)
+	}
+	return s
+}
+
+// noProblems checks that fdbridge has nothing to complain about.
+func (b *bed) noProblems() {
+	b.Helper()
+	s := b.status()
+	if len(s.Problems) > 0 || len(s.Lost) > 0 {
+		b.Errorf("fdbridge reports problems %q and lost fds %+v", s.Problems, s.Lost)
+	}
+}

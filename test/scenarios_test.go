@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build vm
+
+package test
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/fdbridge/fdbridge/bridge/wire"
+	"github.com/fdbridge/fdbridge/internal/vm"
+)
+
+// Issue 2, scenario 1.
+func TestStoresSurviveAKernelUpdate(t *testing.T) {
+	b := boot(t, images.with)
+	const shrink, grow, write = 0x2, 0x4, 0x8
+	seals := []int{0, shrink, grow, shrink | grow, shrink | grow | write}
+	files := map[string]string{}
+	for i, seal := range seals {
+		files[fmt.Sprintf("s%d.service", i)] = service(optIn,
+			fmt.Sprintf("small,memfd,4096,%d,%d", i, seal),
+			fmt.Sprintf("middle,memfd,1048576,%d,%d", 4096*i, seals[len(seals)-1-i]),
+			fmt.Sprintf("large,memfd,67108864,%d,%d", 12345*i, seal))
+	}
+	b.units(files)
+	truth := b.restarted(slices.Sorted(maps.Keys(files))...)
+	b.kexec()
+	b.same(truth)
+	b.noProblems()
+	if n := b.status().Kernel.LiveUpdateNumber; n == nil || *n != 1 {
+		b.Errorf("the live-update number is %v, want 1", n)
+	}
+	b.off()
+}
+
+// Issue 2, scenario 2.
+func TestStateStoredOnStopSurvives(t *testing.T) {
+	b := boot(t, images.with)
+	b.units(map[string]string{"stop.service": service(optIn, "-on-stop", "a,memfd,100000,7", "b,memfd,1")})
+	truth := b.restarted("stop.service")
+	b.sh("systemctl stop stop.service; systemctl clean --what=fdstore stop.service; systemctl start stop.service")
+	if list := b.report("stop.service"); len(list) != 0 {
+		b.Fatalf("the service was to begin without fds, and has %+v", list)
+	}
+	b.kexec()
+	b.same(truth)
+	b.noProblems()
+	b.off()
+}
+
+// Issue 2, scenario 3.
+func TestStoresOfUnitsThatNothingRefersToSurvive(t *testing.T) {
+	b := boot(t, images.with)
+	b.units(map[string]string{"instance@.service": service(optIn, "a,memfd,4096", "b,memfd,8192")})
+	transient := "systemd-run --quiet --unit=transient.service --service-type=notify -p FileDescriptorStoreMax=10 " +
+		"-p FileDescriptorStorePreserve=yes -E UNIT=transient.service " + guestPrograms + "storesvc c,memfd,5000 d,memfd,6000"
+	b.sh("systemctl start instance@1.service; %s", transient)
+	units := []string{"instance@1.service", "transient.service"}
+	truth := b.restarted(units...)
+	b.sh("systemctl stop %s", strings.Join(units, " "))
+	b.kexec()
+	list := b.list()
+	for _, unit := range units {
+		if u := list[unit]; u.State != wire.StateHeld || u.Held != 2 {
+			b.Errorf("after the update %s is listed as %+v, want 2 fds held", unit, u)
+		}
+	}
+	b.sh("systemctl start instance@1.service; %s", transient)
+	b.same(truth)
+	b.noProblems()
+	b.off()
+}
+
+// Issue 2, scenario 4.
+func TestNamesAndNumbersThatSystemdAllows(t *testing.T) {
+	b := boot(t, images.with)
+	var all strings.Builder
+	for c := byte(' '); c <= '~'; c++ {
+		switch c {
+		case ':':
+		case ',', '%':
+			fmt.Fprintf(&all, "%%%02X", c)
+		default:
+			all.WriteByte(c)
+		}
+	}
+	var many []string
+	for i := range 500 {
+		many = append(many, fmt.Sprintf("f%d,memfd,%d", i, i))
+	}
+	long := strings.Repeat("n", 255-len(".service")) + ".service"
+	b.units(map[string]string{
+		"names.service": service(optIn, all.String()+",memfd,10", "same,memfd,1", "same,memfd,2", "same,memfd,3",
+			"-,memfd,4", ",memfd,5", strings.Repeat("x", 255)+",memfd,6"),
+		"many.service":  service(optIn, many...),
+		"kinds.service": service(optIn, "n,noexec,5000,7", "r,readonly,5000,8", "both,noexec,5000,9,0x3"),
+		"x@.service":    service(optIn, "one,memfd,4096"),
+	})
+	// The name leaves no room for the ending of a temporary file's.
+	b.file("/root/long", service(optIn, "a,memfd,1"))
+	b.sh("mv /root/long /etc/systemd/system/%s; systemctl daemon-reload", long)
+	units := []string{"names.service", "many.service", "kinds.service", long}
+	for i := range 100 {
+		units = append(units, fmt.Sprintf("x@%d.service", i))
+	}
+	b.sh("systemctl enable --now '%s'", strings.Join(units, "' '"))
+	truth := b.restarted(units...)
+	if n := len(truth["many.service"]); n != 500 {
+		b.Fatalf("many.service has %d fds, want 500", n)
+	}
+	b.kexec()
+	b.same(truth)
+	b.noProblems()
+	b.off()
+}
+
+// Issue 2, scenario 5.
+func TestFDsAreHeldUntilTheUnitIsStarted(t *testing.T) {
+	b := boot(t, images.with)
+	b.units(map[string]string{"late.service": service(optIn, "a,memfd,4096,1", "b,memfd,8192,2", "c,memfd,0")})
+	b.sh("systemctl disable late.service")
+	truth := b.restarted("late.service")
+	b.kexec()
+	held := func(when string) {
+		b.Helper()
+		u := b.list()["late.service"]
+		if u.State != wire.StateHeld || u.Held != 3 || u.HeldBytes != 12288 {
+			b.Errorf("%s late.service is listed as %+v, want 3 fds of 12288 bytes held", when, u)
+		}
+	}
+	held("after the update")
+	b.sh("systemctl daemon-reload")
+	held("after daemon-reload")
+	b.sh("systemctl daemon-reexec")
+	held("after daemon-reexec")
+	b.sh("systemctl kill --signal=KILL --kill-whom=main fdbridged.service; timeout 30 sh -c 'until fdbridgectl list; do sleep 0.1; done'")
+	held("after a crash of fdbridged")
+	b.sh("systemctl start late.service")
+	b.same(truth)
+	if u := b.list()["late.service"]; u.State != wire.StateOptedIn || u.Stored != 3 {
+		b.Errorf("after its start late.service is listed as %+v, want 3 fds stored", u)
+	}
+	b.noProblems()
+	b.off()
+}
+
+// Issue 2, scenario 6: a unit that has not opted in.
+func TestUnitWithoutTheOptInIsLeftAlone(t *testing.T) {
+	b := boot(t, images.with)
+	b.units(map[string]string{"plain.service": service("FileDescriptorStoreMax=10\n", "a,memfd,4096")})
+	if got := b.sh("systemctl show -P NotifyAccess -P ExecStartPre -P DropInPaths -P Before plain.service"); strings.Contains(got, "fdbridge") {
+		b.Errorf("fdbridge has changed the unit: %s", got)
+	}
+	b.kexec()
+	if list := b.report("plain.service"); len(list) != 0 {
+		b.Errorf("the unit has got fds that a stop would have taken from it: %+v", list)
+	}
+	if u, listed := b.list()["plain.service"]; listed {
+		b.Errorf("the unit is listed: %+v", u)
+	}
+	b.off()
+}
+
+// Issue 2, scenario 6: a kernel without live update.
+func TestWithoutLiveUpdateNothingHappens(t *testing.T) {
+	b := boot(t, images.with, "liveupdate=off")
+	b.units(map[string]string{"a.service": service(optIn, "a,memfd,4096")})
+	for unit, property := range map[string]string{"a.service": "DropInPaths", "fdbridged.service": "ActiveState"} {
+		if got := b.sh("systemctl show -P %s %s", property, unit); got != "" && got != "inactive" {
+			b.Errorf("%s of %s is %q", property, unit, got)
+		}
+	}
+	b.kexec()
+	if list := b.report("a.service"); len(list) != 0 {
+		b.Errorf("the unit has got fds: %+v", list)
+	}
+	if strings.Contains(b.m.Console(), "] fdbridge: ") {
+		b.Error("fdbridge has written to the kernel log")
+	}
+	if got := b.sh("fdbridgectl status 2>&1 || true"); !strings.Contains(got, "kho=on liveupdate=on") {
+		b.Errorf("fdbridgectl does not say what is missing: %s", got)
+	}
+	b.off()
+}
+
+// Issue 2, scenario 6: reboot and power-off.
+func TestOrdinaryRebootIsLeftAlone(t *testing.T) {
+	b := bootConfig(t, vm.Config{Image: images.with, AllowReboot: true})
+	b.units(map[string]string{"a.service": service(optIn, "a,memfd,4096")})
+	b.restarted("a.service")
+	if err := b.m.Reboot(b.ctx); err != nil {
+		b.Fatal(err)
+	}
+	b.settled()
+	if list := b.report("a.service"); len(list) != 0 {
+		b.Errorf("the unit has got fds through a reboot: %+v", list)
+	}
+	b.noProblems()
+	b.off()
+	for _, trace := range []string{"] fdbridge: ", "A stop job is running", "fdbridge-preserve.service"} {
+		if strings.Contains(b.m.Console(), trace) {
+			b.Errorf("the console has %q: fdbridge was part of a reboot or power-off", trace)
+		}
+	}
+}
+
+// Issue 2, scenario 7.
+func TestEntriesThatTheKernelRefusesAreNamed(t *testing.T) {
+	b := boot(t, images.with)
+	b.units(map[string]string{"mixed.service": service(optIn, "a,memfd,4096,3", "p,pipe", "s,socket", "b,memfd,100")})
+	truth := b.restarted("mixed.service")
+	truth["mixed.service"] = slices.DeleteFunc(truth["mixed.service"], func(f found) bool { return f.Type != "memfd" })
+	b.kexec()
+	b.same(truth)
+	lost := map[string]wire.Lost{}
+	for _, l := range b.status().Lost {
+		lost[l.Name] = l
+	}
+	for name, kind := range map[string]string{"p": "pipe", "s": "socket"} {
+		if l := lost[name]; l.Unit != "mixed.service" || l.Type != kind || l.Reason == "" {
+			b.Errorf("fdbridgectl status names the lost fd %q as %+v", name, l)
+		}
+		message := fmt.Sprintf("fdbridge: mixed.service: The fd %q (%s) will be lost: the kernel cannot carry this kind of file", name, kind)
+		if !strings.Contains(b.m.Console(), message) {
+			b.Errorf("the log before the kexec does not say: %s", message)
+		}
+	}
+	if len(lost) != 2 {
+		b.Errorf("lost are %+v", lost)
+	}
+	b.off()
+}

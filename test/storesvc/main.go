@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command storesvc is the service that the scenarios in the VM run: it keeps
+// files of a given kind, size and name in its fd store, and reports what it
+// finds in $LISTEN_FDS when it starts.
+//
+//	storesvc [-on-stop] [FILE...]
+//
+// The report is written to /run/storesvc, under the name of the unit, which is
+// expected in $UNIT.
+//
+// Each FILE is NAME,KIND[,SIZE[,POSITION[,SEALS]]], KIND one of memfd,
+// noexec (a memfd with F_SEAL_EXEC), readonly (a memfd opened so), pipe and socket; a NAME of "-" stores without a name. The files are made when the
+// service finds no fds of its own: at the start, or with -on-stop when it is
+// told to stop. Names may have a comma written as %2C and a percent sign as
+// %25.
+package main
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fdbridge/fdbridge/internal/fd"
+	"github.com/fdbridge/fdbridge/units/notify"
+)
+
+// Found is one fd of $LISTEN_FDS as the report has it.
+type Found struct {
+	Name     string `json:"name"`
+	Type     string `json:"type"`
+	Size     int64  `json:"size"`
+	Position int64  `json:"position"`
+	Seals    int    `json:"seals"`
+	Flags    int    `json:"flags"`
+	SHA256   string `json:"sha256,omitempty"`
+}
+
+func main() {
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "storesvc:", err)
+		os.Exit(1)
+	}
+}
+
+func run(args []string) error {
+	onStop := len(args) > 0 && args[0] == "-on-stop"
+	if onStop {
+		args = args[1:]
+	}
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM)
+	socket, err := notify.Open(os.Getenv("NOTIFY_SOCKET"))
+	if err != nil {
+		return err
+	}
+	passed, err := notify.Listen()
+	if err != nil {
+		return err
+	}
+	if err := report("/run/storesvc/"+os.Getenv("UNIT"), passed); err != nil {
+		return err
+	}
+	if len(passed) == 0 && !onStop {
+		if err := store(socket, args); err != nil {
+			return err
+		}
+	}
+	if err := socket.Ready("running"); err != nil {
+		return err
+	}
+	<-stop
+	if onStop && len(passed) == 0 {
+		return store(socket, args)
+	}
+	return nil
+}
+
+// report writes what was passed, as one JSON list.
+func report(path string, passed []notify.Passed) error {
+	found := []Found{}
+	for _, p := range passed {
+		f, err := look(p)
+		if err != nil {
+			return fmt.Errorf("look at %q: %w", p.Name, err)
+		}
+		found = append(found, f)
+	}
+	temporary := filepath.Join(filepath.Dir(path), ".new-"+strconv.Itoa(os.Getpid()))
+	data, err := json.Marshal(found)
+	if err == nil {
+		err = os.MkdirAll(filepath.Dir(path), 0o755)
+	}
+	if err == nil {
+		err = os.WriteFile(temporary, data, 0o644)
+	}
+	if err == nil {
+		err = os.Rename(temporary, path)
+	}
+	return err
+}
+
+// oLargefile is set or not by who opened a file, and means nothing on 64 bits.
+const oLargefile = 0o100000
+
+func look(p notify.Passed) (Found, error) {
+	found := Found{Name: p.Name, Type: "memfd"}
+	err := p.FD.Do(func(raw int) (err error) {
+		var st unix.Stat_t
+		if err := unix.Fstat(raw, &st); err != nil {
+			return err
+		}
+		found.Size = st.Size
+		if found.Flags, err = unix.FcntlInt(uintptr(raw), unix.F_GETFL, 0); err != nil {
+			return err
+		}
+		found.Flags &^= oLargefile
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFIFO:
+			found.Type = "pipe"
+			return nil
+		case unix.S_IFSOCK:
+			found.Type = "socket"
+			return nil
+		}
+		if found.Position, err = unix.Seek(raw, 0, unix.SEEK_CUR); err != nil {
+			return err
+		}
+		if found.Seals, err = unix.FcntlInt(uintptr(raw), unix.F_GET_SEALS, 0); err != nil {
+			return err
+		}
+		found.SHA256, err = hash(raw)
+		return err
+	})
+	return found, err
+}
+
+func hash(raw int) (string, error) {
+	sum, buffer := sha256.New(), make([]byte, 1<<20)
+	for offset := int64(0); ; {
+		n, err := unix.Pread(raw, buffer, offset)
+		if err != nil {
+			return "", err
+		}
+		if n == 0 {
+			return hex.EncodeToString(sum.Sum(nil)), nil
+		}
+		sum.Write(buffer[:n])
+		offset += int64(n)
+	}
+}
+
+// store makes the files and puts them into the fd store.
+func store(socket *notify.Socket, files []string) error {
+	for _, text := range files {
+		if err := storeOne(socket, strings.Split(text, ",")); err != nil {
+			return fmt.Errorf("store %q: %w", text, err)
+		}
+	}
+	return socket.Barrier()
+}
+
+func storeOne(socket *notify.Socket, field []string) error {
+	number := func(i int) (n int64) {
+		if i < len(field) {
+			n, _ = strconv.ParseInt(field[i], 0, 64)
+		}
+		return n
+	}
+	if len(field) < 2 {
+		return fmt.Errorf("want NAME,KIND")
+	}
+	name, err := url.PathUnescape(field[0])
+	if err != nil {
+		return err
+	}
+	f, err := create(field[1], name, number(2), number(3), int(number(4)))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if name == "-" {
+		return socket.StoreUnnamed(f)
+	}
+	return socket.Store(name, f)
+}
+
+// create makes one file. A pipe or socket gets its other end stored nowhere,
+// so it is kept open here until the process ends.
+func create(kind, name string, size, position int64, seals int) (*fd.FD, error) {
+	var pair [2]int
+	switch kind {
+	case "pipe":
+		if err := unix.Pipe2(pair[:], unix.O_CLOEXEC); err != nil {
+			return nil, err
+		}
+		return fd.New(pair[0]), nil
+	case "socket":
+		pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return nil, err
+		}
+		return fd.New(pair[0]), nil
+	}
+	flags, ok := map[string]int{"memfd": 0, "noexec": unix.MFD_NOEXEC_SEAL, "readonly": 0}[kind]
+	if !ok {
+		return nil, fmt.Errorf("no such kind: %s", kind)
+	}
+	raw, err := unix.MemfdCreate("storesvc", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|flags)
+	if err != nil {
+		return nil, err
+	}
+	f := fd.New(raw)
+	if err := fill(raw, name, size, seals); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	if kind == "readonly" {
+		defer f.Close()
+		if raw, err = unix.Open(fmt.Sprintf("/proc/self/fd/%d", raw), unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
+			return nil, err
+		}
+		f = fd.New(raw)
+	}
+	_, err = unix.Seek(raw, position, unix.SEEK_SET)
+	return f, err
+}
+
+// fill writes contents that depend on the name and on the offset, so that no
+// two files and no two pages are alike.
+func fill(raw int, name string, size int64, seals int) error {
+	seed := sha256.Sum256([]byte(os.Getenv("UNIT") + name))
+	page := make([]byte, 4096)
+	for offset := int64(0); offset < size; offset += int64(len(page)) {
+		for i := range page {
+			page[i] = seed[i%len(seed)] ^ byte(i)
+		}
+		copy(page, strconv.FormatInt(offset, 16))
+		if _, err := unix.Pwrite(raw, page[:min(int64(len(page)), size-offset)], offset); err != nil {
+			return err
+		}
+	}
+	_, err := unix.FcntlInt(uintptr(raw), unix.F_ADD_SEALS, seals)
+	return err
+}

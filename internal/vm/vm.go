@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package vm boots a virtual machine from a kernel and a disk image, drives it
+// across kexecs, and runs commands in it. It is where everything that touches
+// a real kernel and a real PID 1 is proven.
+//
+// Its subpackages make the kernel and the image (build), keep them (cache),
+// and talk to the guest (wire, agent). Scenarios belong in test/, and nothing here
+// knows what fdbridge is.
+package vm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/fdbridge/fdbridge/internal/vm/progress"
+)
+
+const (
+	// qemuWait bounds the wait for QEMU to make the agent's socket.
+	qemuWait = 10 * time.Second
+	// bootWait bounds a boot, and a shutdown with a boot after it.
+	bootWait = 180 * time.Second
+	// commandWait bounds a command in the guest whose context sets no earlier end.
+	commandWait = 120 * time.Second
+	// endWait bounds the wait for QEMU to end after the guest was told to power
+	// off.
+	endWait = 60 * time.Second
+	// exitWait bounds the wait for QEMU to end after its ports were closed.
+	exitWait = time.Second
+	// consoleTail is how many lines of the console an error shows.
+	consoleTail = 12
+)
+
+// Config says what to boot. Kernel and Image must be set; the rest has defaults.
+type Config struct {
+	Name        string        // in progress lines and the name of Dir; default "vm"
+	Kernel      string        // path of a bzImage
+	Image       string        // path of a raw disk image, never written to
+	Disk        string        // writable copy of Image, made when it is not there, and kept; default none
+	Memory      int           // MiB; default 2048
+	CPUs        int           // default 2
+	KernelArgs  []string      // added to the command line of the kernel
+	AllowReboot bool          // a reboot or a panic boots again instead of ending QEMU
+	Interactive bool          // the console is on stdin and stdout
+	Dir         string        // for the console log, the command line and the socket; default a new one
+	Accel       Accel         // default what Probe finds
+	Log         *progress.Log // default lines on stderr
+}
+
+// Machine is a running QEMU. Kill it or Shutdown it.
+type Machine struct {
+	cfg    Config
+	cmd    *exec.Cmd
+	port   net.Conn
+	agent  *client
+	exited chan struct{} // closed when QEMU has ended
+	status error         // how it ended; read after exited is closed
+}
+
+// Result is what a command in the guest did.
+type Result struct {
+	Stdout, Stderr string
+	Status         int // exit status, 128 + the number of the signal that killed it
+}
+
+// Start starts QEMU and returns when the agent's port is connected, which is
+// before the guest's kernel runs; WaitBoot waits for that. QEMU is killed
+// when the program that started it dies.
+func Start(ctx context.Context, cfg Config) (*Machine, error) {
+	cfg, err := cfg.withDefaults(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("start a vm: %w", err)
+	}
+	m := &Machine{cfg: cfg, exited: make(chan struct{})}
+	if err := m.launch(); err != nil {
+		return nil, fmt.Errorf("start a vm: %w", err)
+	}
+	if m.port, err = m.dial(ctx); err != nil {
+		err = m.explain(err)
+		m.Kill()
+		return nil, fmt.Errorf("start a vm: %w", err)
+	}
+	m.agent = newClient(m.port)
+	cfg.Log.Printf("%s: started with %s in %s", cfg.Name, cfg.Accel, cfg.Dir)
+	return m, nil
+}
+
+// launch starts QEMU and watches for its end.
+func (m *Machine) launch() error {
+	argv := m.cfg.command()
+	if err := os.WriteFile(filepath.Join(m.cfg.Dir, "qemu.cmd"), []byte(quote(argv)+"\n"), 0o755); err != nil {
+		return err
+	}
+	stderr, err := os.Create(m.cfg.stderrLog())
+	if err != nil {
+		return err
+	}
+	m.cmd = exec.Command(argv[0], argv[1:]...)
+	m.cmd.Stderr = stderr
+	if m.cfg.Interactive {
+		m.cmd.Stdin, m.cmd.Stdout = os.Stdin, os.Stdout
+	}
+	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread() // Pdeathsig means this thread, not the process
+		defer runtime.UnlockOSThread()
+		err := m.cmd.Start()
+		stderr.Close()
+		started <- err
+		if err == nil {
+			m.status = m.cmd.Wait()
+			close(m.exited)
+		}
+	}()
+	return <-started
+}
+
+// dial connects to the agent's port once QEMU has made its socket.
+func (m *Machine) dial(ctx context.Context) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, qemuWait)
+	defer cancel()
+	for {
+		conn, err := net.Dial("unix", m.cfg.agentSocket())
+		if err == nil {
+			return conn, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(ctx.Err(), err)
+		case <-m.exited:
+			return nil, errors.New("qemu ended at once")
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// Dir is where the machine's console log and command line are.
+func (m *Machine) Dir() string { return m.cfg.Dir }
+
+// Console returns all that the guest wrote to its console so far.
+func (m *Machine) Console() string {
+	data, _ := os.ReadFile(m.cfg.consoleLog()) // not there until the first byte
+	return string(data)
+}
+
+// explain adds to an error what the machine did last. When QEMU is ending,
+// which its port shows first, it waits a moment for that.
+func (m *Machine) explain(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, errGone) {
+		select {
+		case <-m.exited:
+		case <-time.After(exitWait):
+		}
+	}
+	state := "qemu runs"
+	select {
+	case <-m.exited:
+		state = "qemu has ended"
+		if m.status != nil {
+			state += " (" + m.status.Error() + ")"
+		}
+	default:
+	}
+	said, _ := os.ReadFile(m.cfg.stderrLog()) // nothing to add when it cannot be read
+	return fmt.Errorf("%w; %s, logs are in %s; it said last:\n%s%s",
+		err, state, m.cfg.Dir, said, lastWords(m.Console()))
+}
+
+// lastWords returns the end of a console log, and the panic if there was one,
+// whose trace can be longer.
+func lastWords(console string) string {
+	end := lastLines(console, consoleTail)
+	if _, panicked, ok := strings.Cut(console, "Kernel panic"); ok && !strings.Contains(end, "Kernel panic") {
+		reason, _, _ := strings.Cut(panicked, "\n")
+		return "Kernel panic" + strings.TrimRight(reason, "\r") + "\n" + end
+	}
+	return end
+}
+
+func lastLines(s string, n int) string {
+	lines := strings.Split(strings.TrimRight(s, "\r\n"), "\n")
+	return strings.Join(lines[max(0, len(lines)-n):], "\n")
+}
+
+// Kill ends QEMU at once, as a power cut would, and waits for it.
+func (m *Machine) Kill() {
+	_ = m.cmd.Process.Kill() // fails only when it has ended
+	<-m.exited
+	if m.port != nil {
+		m.port.Close()
+	}
+}

@@ -52,6 +52,10 @@ test-fuzz: ## Run each fuzzer for FUZZTIME
 test-vm: deps deb ## Run the scenarios in the VM; RUN= chooses some
 	go test -tags vm -count 1 -v -timeout 40m -parallel 2 -run '$(RUN)' ./test -deb "$(CURDIR)/$(DEB)"
 
+.PHONY: bench
+bench: deps deb ## Measure in the VM what fdbridge takes of an update
+	go run ./test/bench $(DEB)
+
 .PHONY: vm
 vm: deps deb ## Boot the VM and log in as root
 	go run ./internal/vm/vmctl boot -deb $(DEB)

@@ -83,6 +83,11 @@ func (p *Preserver) Run(ctx context.Context) (_ *Preserved, err error) {
 	if err := seal(done.sessions[0], done.Index); err != nil {
 		return nil, errors.Join(fmt.Errorf("preserve the index of the sessions: %w", err), done.Close())
 	}
+	units, entries := 0, 0
+	for _, u := range done.Index.Units {
+		units, entries = units+len(u.Sessions), entries+u.Entries
+	}
+	p.Log.Info("Preserved %d fds in the sessions of %d units.", entries, units)
 	return done, nil
 }
 
@@ -167,13 +172,11 @@ func (it *item) preserve(s *session.Session, token uint64) kho.Entry {
 	return it.entry
 }
 
-// report logs what becomes of a unit's store.
+// report logs what of a unit's store will be lost. What is carried is in the
+// index: a message for each unit would take its time on a serial console.
 func (p *Preserver) report(unit *kho.IndexUnit) {
 	for _, lost := range unit.Lost {
 		p.Log.Err("%s: The fd %q (%s) will be lost: %s", unit.Unit, lost.Name, lost.Type, lost.Reason)
-	}
-	if unit.Entries > 0 {
-		p.Log.Info("%s: Preserved %d fds, %d bytes.", unit.Unit, unit.Entries, unit.Bytes)
 	}
 }
 

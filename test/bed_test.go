@@ -10,8 +10,6 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -20,23 +18,17 @@ import (
 
 	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/internal/vm"
-	"github.com/fdbridge/fdbridge/internal/vm/build"
 	"github.com/fdbridge/fdbridge/internal/vm/progress"
+	"github.com/fdbridge/fdbridge/test/machine"
 )
 
 var deb = flag.String("deb", "", "the fdbridge package to install in the VM")
-
-// programs are built from test/ and put into the image.
-var programs = []string{"storesvc", "luoconform"}
-
-// guestPrograms is where they are in the guest.
-const guestPrograms = "/usr/lib/fdbridge-test/"
 
 var images struct{ kernel, with, without string }
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	if err := prepare(); err != nil {
+	if err := prepare(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, "prepare the test bed:", err)
 		os.Exit(1)
 	}
@@ -44,37 +36,20 @@ func TestMain(m *testing.M) {
 }
 
 // prepare builds the kernel and the two images, with fdbridge and without.
-func prepare() error {
+func prepare(ctx context.Context) error {
 	if *deb == "" {
 		return fmt.Errorf("no package to test: run \"make test-vm\", or give -deb")
 	}
-	ctx := context.Background()
-	builder, err := build.New(progress.New(os.Stderr))
+	builder, err := machine.NewBuilder(ctx, progress.New(os.Stderr))
 	if err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("", "fdbridge-test-")
-	if err != nil {
+	images.kernel = builder.Kernel
+	programs := machine.Programs("storesvc", "luoconform")
+	if images.with, err = builder.Image(ctx, *deb, programs, nil); err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
-	files := map[string]string{}
-	for _, name := range programs {
-		built := filepath.Join(dir, name)
-		cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", built, "./"+name)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("build %s: %w: %s", name, err, out)
-		}
-		files[guestPrograms+name] = built
-	}
-	if images.kernel, err = builder.Kernel(ctx, build.KernelSeries); err != nil {
-		return err
-	}
-	if images.with, err = builder.Image(ctx, build.Image{Kernel: images.kernel, Deb: *deb, Files: files}); err != nil {
-		return err
-	}
-	images.without, err = builder.Image(ctx, build.Image{Kernel: images.kernel, Files: files})
+	images.without, err = builder.Image(ctx, "", programs, nil)
 	return err
 }
 
@@ -101,6 +76,13 @@ func bootConfig(t *testing.T, config vm.Config) *bed {
 	b := &bed{T: t, m: vm.Test(t, config), ctx: ctx}
 	b.settled()
 	return b
+}
+
+// in returns the same bed for a subtest.
+func (b *bed) in(t *testing.T) *bed {
+	sub := *b
+	sub.T = t
+	return &sub
 }
 
 // explain adds to the log of a failed test what fdbridge has said in the guest,
@@ -168,12 +150,17 @@ const optIn = "FileDescriptorStoreMax=1024\nFileDescriptorStorePreserve=yes\n"
 // service is a unit file that runs storesvc with files. What it finds is in
 // the report of its unit.
 func service(directives string, args ...string) string {
+	return byHand(directives, args...) + "[Install]\nWantedBy=multi-user.target\n"
+}
+
+// byHand is a service that the boot does not start.
+func byHand(directives string, args ...string) string {
 	quoted := make([]string, len(args))
 	for i, arg := range args {
 		quoted[i] = quote(arg)
 	}
-	return "[Service]\nType=notify\nEnvironment=UNIT=%n\nExecStart=" + guestPrograms + "storesvc " +
-		strings.Join(quoted, " ") + "\n" + directives + "[Install]\nWantedBy=multi-user.target\n"
+	return "[Service]\nType=notify\nEnvironment=UNIT=%n\nExecStart=" + machine.GuestPrograms + "storesvc " +
+		strings.Join(quoted, " ") + "\n" + directives
 }
 
 // quote writes an argument for ExecStart=.
@@ -181,22 +168,36 @@ func quote(arg string) string {
 	return `"` + strings.NewReplacer(`\`, `\\`, `"`, `\"`, "%", "%%", "$", "$$").Replace(arg) + `"`
 }
 
-// units writes unit files, named after the map's keys, and enables them.
-func (b *bed) units(files map[string]string) {
+// units writes unit files, named after the map's keys, enables them and starts
+// those that are no templates, and more besides. It comes before any truth is
+// established: systemd 257 turns the order of every store round when it reloads
+// (service_serialize and service_deserialize_item in src/core/service.c).
+func (b *bed) units(files map[string]string, more ...string) {
 	b.Helper()
-	script := "systemctl daemon-reload\n"
+	enable, start := more, []string(nil)
 	for name, text := range files {
 		b.file("/etc/systemd/system/"+name, text)
-		if !strings.Contains(name, "@.") { // a template is only a template
-			script += "systemctl enable --now '" + name + "'\n"
+		switch {
+		case strings.Contains(name, "@."):
+		case strings.Contains(text, "[Install]"):
+			enable = append(enable, name)
+		default:
+			start = append(start, name)
 		}
+	}
+	script := "systemctl daemon-reload\n"
+	if len(enable) > 0 {
+		script += "systemctl enable --now " + strings.Join(enable, " ") + "\n"
+	}
+	if len(start) > 0 {
+		script += "systemctl start " + strings.Join(start, " ") + "\n"
 	}
 	b.sh("%s", script)
 }
 
 // found is one fd that a unit's main process was started with.
 type found struct {
-	Name, Type, SHA256           string
+	Name, Type, Sum              string
 	Size, Position, Seals, Flags int64
 }
 

@@ -4,7 +4,11 @@
 
 package test
 
-import "testing"
+import (
+	"testing"
+
+	"github.com/fdbridge/fdbridge/test/machine"
+)
 
 // The suite that the fake kernel passes in session/sessiontest, against the
 // real one. The service is not stopped at shutdown and survives the final
@@ -16,12 +20,12 @@ DefaultDependencies=no
 [Service]
 Type=notify
 SurviveFinalKillSignal=yes
-ExecStart=@`+guestPrograms+`luoconform @luoconform before
+ExecStart=@`+machine.GuestPrograms+`luoconform @luoconform before
 StandardOutput=file:/run/luoconform
 `)
 	b.sh("systemctl daemon-reload")
 	t.Log(b.sh("systemctl start luoconform.service || { cat /run/luoconform >&2; exit 1; }; cat /run/luoconform"))
 	b.kexec()
-	t.Log(b.sh(guestPrograms + "luoconform after"))
+	t.Log(b.sh(machine.GuestPrograms + "luoconform after"))
 	b.off()
 }

@@ -13,11 +13,52 @@ import (
 
 	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/internal/vm"
+	"github.com/fdbridge/fdbridge/test/contents"
+	"github.com/fdbridge/fdbridge/test/machine"
 )
 
-// Issue 2, scenario 1.
-func TestStoresSurviveAKernelUpdate(t *testing.T) {
+// scenario is what is done before a kernel update and looked at after it.
+type scenario struct {
+	name   string
+	units  map[string]string
+	before func(b *bed) (after func(b *bed))
+}
+
+// TestKernelUpdate goes through one update with all scenarios that it does not
+// matter to whether others go through it with them.
+func TestKernelUpdate(t *testing.T) {
 	b := boot(t, images.with)
+	scenarios := []scenario{
+		everyFD(), storedOnStop(), withoutOptIn(), refusedKinds(), unreferenced(), heldUntilStarted(),
+	}
+	files := map[string]string{}
+	for _, s := range scenarios {
+		maps.Copy(files, s.units)
+	}
+	b.units(files)
+	afters := make([]func(*bed), len(scenarios))
+	for i, s := range scenarios {
+		t.Run("before/"+s.name, func(t *testing.T) { afters[i] = s.before(b.in(t)) })
+	}
+	if t.Failed() {
+		b.off()
+		return
+	}
+	b.kexec()
+	for i, s := range scenarios {
+		t.Run(s.name, func(t *testing.T) { afters[i](b.in(t)) })
+	}
+	if n := b.status().Kernel.LiveUpdateNumber; n == nil || *n != 1 {
+		b.Errorf("the live-update number is %v, want 1", n)
+	}
+	if problems := b.status().Problems; len(problems) > 0 {
+		b.Errorf("fdbridge reports problems: %q", problems)
+	}
+	b.off()
+}
+
+// Five services with three memfds each, sealed or not, with a position.
+func everyFD() scenario {
 	const shrink, grow, write = 0x2, 0x4, 0x8
 	seals := []int{0, shrink, grow, shrink | grow, shrink | grow | write}
 	files := map[string]string{}
@@ -27,56 +68,126 @@ func TestStoresSurviveAKernelUpdate(t *testing.T) {
 			fmt.Sprintf("middle,memfd,1048576,%d,%d", 4096*i, seals[len(seals)-1-i]),
 			fmt.Sprintf("large,memfd,67108864,%d,%d", 12345*i, seal))
 	}
-	b.units(files)
-	truth := b.restarted(slices.Sorted(maps.Keys(files))...)
-	b.kexec()
-	b.same(truth)
-	b.noProblems()
-	if n := b.status().Kernel.LiveUpdateNumber; n == nil || *n != 1 {
-		b.Errorf("the live-update number is %v, want 1", n)
-	}
-	b.off()
+	return scenario{"every fd comes back as it was", files, func(b *bed) func(*bed) {
+		truth := b.restarted(slices.Sorted(maps.Keys(files))...)
+		return func(b *bed) { b.same(truth) }
+	}}
 }
 
-// Issue 2, scenario 2.
-func TestStateStoredOnStopSurvives(t *testing.T) {
-	b := boot(t, images.with)
-	b.units(map[string]string{"stop.service": service(optIn, "-on-stop", "a,memfd,100000,7", "b,memfd,1")})
-	truth := b.restarted("stop.service")
-	b.sh("systemctl stop stop.service; systemctl clean --what=fdstore stop.service; systemctl start stop.service")
-	if list := b.report("stop.service"); len(list) != 0 {
-		b.Fatalf("the service was to begin without fds, and has %+v", list)
-	}
-	b.kexec()
-	b.same(truth)
-	b.noProblems()
-	b.off()
-}
-
-// Issue 2, scenario 3.
-func TestStoresOfUnitsThatNothingRefersToSurvive(t *testing.T) {
-	b := boot(t, images.with)
-	b.units(map[string]string{"instance@.service": service(optIn, "a,memfd,4096", "b,memfd,8192")})
-	transient := "systemd-run --quiet --unit=transient.service --service-type=notify -p FileDescriptorStoreMax=10 " +
-		"-p FileDescriptorStorePreserve=yes -E UNIT=transient.service " + guestPrograms + "storesvc c,memfd,5000 d,memfd,6000"
-	b.sh("systemctl start instance@1.service; %s", transient)
-	units := []string{"instance@1.service", "transient.service"}
-	truth := b.restarted(units...)
-	b.sh("systemctl stop %s", strings.Join(units, " "))
-	b.kexec()
-	list := b.list()
-	for _, unit := range units {
-		if u := list[unit]; u.State != wire.StateHeld || u.Held != 2 {
-			b.Errorf("after the update %s is listed as %+v, want 2 fds held", unit, u)
+// A service that stores its state only when it is told to stop.
+func storedOnStop() scenario {
+	units := map[string]string{"stop.service": service(optIn, "-on-stop", "a,memfd,100000,7", "b,memfd,1")}
+	return scenario{"state that is stored on stop comes back", units, func(b *bed) func(*bed) {
+		truth := b.restarted("stop.service")
+		b.sh("systemctl stop stop.service; systemctl clean --what=fdstore stop.service; systemctl start stop.service")
+		if list := b.report("stop.service"); len(list) != 0 {
+			b.Fatalf("the service was to begin without fds, and has %+v", list)
 		}
-	}
-	b.sh("systemctl start instance@1.service; %s", transient)
-	b.same(truth)
-	b.noProblems()
-	b.off()
+		return func(b *bed) { b.same(truth) }
+	}}
 }
 
-// Issue 2, scenario 4.
+// A unit that has not opted in.
+func withoutOptIn() scenario {
+	units := map[string]string{"plain.service": service("FileDescriptorStoreMax=10\n", "a,memfd,4096")}
+	return scenario{"a unit without the opt-in is left alone", units, func(b *bed) func(*bed) {
+		if got := b.sh("systemctl show -P NotifyAccess -P ExecStartPre -P DropInPaths -P After plain.service"); strings.Contains(got, "fdbridge") {
+			b.Errorf("fdbridge has changed the unit: %s", got)
+		}
+		return func(b *bed) {
+			if list := b.report("plain.service"); len(list) != 0 {
+				b.Errorf("the unit has got fds that a stop would have taken from it: %+v", list)
+			}
+			if u, listed := b.list()["plain.service"]; listed {
+				b.Errorf("the unit is listed: %+v", u)
+			}
+		}
+	}}
+}
+
+// Entries of kinds that the kernel refuses are named before and after, and the
+// others of the unit are carried.
+func refusedKinds() scenario {
+	units := map[string]string{"mixed.service": service(optIn, "a,memfd,4096,3", "p,pipe", "s,socket", "b,memfd,100")}
+	return scenario{"what the kernel refuses is named", units, func(b *bed) func(*bed) {
+		truth := b.restarted("mixed.service")
+		truth["mixed.service"] = slices.DeleteFunc(truth["mixed.service"], func(f found) bool { return f.Type != "memfd" })
+		return func(b *bed) {
+			b.same(truth)
+			lost := map[string]wire.Lost{}
+			for _, l := range b.status().Lost {
+				lost[l.Name] = l
+			}
+			for name, kind := range map[string]string{"p": "pipe", "s": "socket"} {
+				if l := lost[name]; l.Unit != "mixed.service" || l.Type != kind || l.Reason == "" {
+					b.Errorf("fdbridgectl status names the lost fd %q as %+v", name, l)
+				}
+				message := fmt.Sprintf("fdbridge: mixed.service: The fd %q (%s) will be lost: the kernel cannot carry this kind of file", name, kind)
+				if !strings.Contains(b.m.Console(), message) {
+					b.Errorf("the log before the kexec does not say: %s", message)
+				}
+			}
+			if len(lost) != 2 {
+				b.Errorf("lost are %+v", lost)
+			}
+		}
+	}}
+}
+
+// Units that nothing refers to, which systemd 257 would forget when they stop.
+func unreferenced() scenario {
+	units := map[string]string{"instance@.service": service(optIn, "a,memfd,4096", "b,memfd,8192")}
+	return scenario{"units that nothing refers to keep their stores", units, func(b *bed) func(*bed) {
+		transient := "systemd-run --quiet --unit=transient.service --service-type=notify -p FileDescriptorStoreMax=10 " +
+			"-p FileDescriptorStorePreserve=yes -E UNIT=transient.service " + machine.GuestPrograms + "storesvc c,memfd,5000 d,memfd,6000"
+		b.sh("systemctl start instance@1.service; %s", transient)
+		both := []string{"instance@1.service", "transient.service"}
+		truth := b.restarted(both...)
+		b.sh("systemctl stop %s", strings.Join(both, " "))
+		return func(b *bed) {
+			list := b.list()
+			for _, unit := range both {
+				if u := list[unit]; u.State != wire.StateHeld || u.Held != 2 {
+					b.Errorf("after the update %s is listed as %+v, want 2 fds held", unit, u)
+				}
+			}
+			b.sh("systemctl start instance@1.service; %s", transient)
+			b.same(truth)
+		}
+	}}
+}
+
+// A service that is started much later, after all that can come between.
+func heldUntilStarted() scenario {
+	units := map[string]string{"late.service": byHand(optIn, "a,memfd,4096,1", "b,memfd,8192,2", "c,memfd,0")}
+	return scenario{"fds are held until the unit is started", units, func(b *bed) func(*bed) {
+		truth := b.restarted("late.service")
+		return func(b *bed) {
+			held := func(when string) {
+				b.Helper()
+				u := b.list()["late.service"]
+				if u.State != wire.StateHeld || u.Held != 3 || u.HeldBytes != 12288 {
+					b.Errorf("%s late.service is listed as %+v, want 3 fds of 12288 bytes held", when, u)
+				}
+			}
+			held("after the update")
+			b.sh("systemctl daemon-reload")
+			held("after daemon-reload")
+			b.sh("systemctl daemon-reexec")
+			held("after daemon-reexec")
+			b.sh("systemctl kill --signal=KILL --kill-whom=main fdbridged.service; timeout 30 sh -c 'until fdbridgectl list; do sleep 0.1; done'")
+			held("after a crash of fdbridged")
+			b.sh("systemctl start late.service")
+			b.same(truth)
+			if u := b.list()["late.service"]; u.State != wire.StateOptedIn || u.Stored != 3 {
+				b.Errorf("after its start late.service is listed as %+v, want 3 fds stored", u)
+			}
+		}
+	}}
+}
+
+// Names with all characters that systemd allows, equal names and none, a unit
+// name of 255 characters, 500 fds in a unit, and 100 units.
 func TestNamesAndNumbersThatSystemdAllows(t *testing.T) {
 	b := boot(t, images.with)
 	var all strings.Builder
@@ -94,22 +205,25 @@ func TestNamesAndNumbersThatSystemdAllows(t *testing.T) {
 		many = append(many, fmt.Sprintf("f%d,memfd,%d", i, i))
 	}
 	long := strings.Repeat("n", 255-len(".service")) + ".service"
+	// The name leaves no room for the ending of a temporary file's.
+	b.file("/root/long", service(optIn, "a,memfd,1"))
+	b.sh("mv /root/long /etc/systemd/system/%s", long)
+	truth := map[string][]found{}
+	instances := []string{long}
+	for i := range 100 {
+		unit := fmt.Sprintf("x@%d.service", i)
+		instances = append(instances, unit)
+		const readWrite = 2
+		truth[unit] = []found{{Name: "one", Type: "memfd", Size: 4096, Flags: readWrite, Sum: contents.Of(unit, "one", 4096)}}
+	}
 	b.units(map[string]string{
 		"names.service": service(optIn, all.String()+",memfd,10", "same,memfd,1", "same,memfd,2", "same,memfd,3",
 			"-,memfd,4", ",memfd,5", strings.Repeat("x", 255)+",memfd,6"),
 		"many.service":  service(optIn, many...),
 		"kinds.service": service(optIn, "n,noexec,5000,7", "r,readonly,5000,8", "both,noexec,5000,9,0x3"),
 		"x@.service":    service(optIn, "one,memfd,4096"),
-	})
-	// The name leaves no room for the ending of a temporary file's.
-	b.file("/root/long", service(optIn, "a,memfd,1"))
-	b.sh("mv /root/long /etc/systemd/system/%s; systemctl daemon-reload", long)
-	units := []string{"names.service", "many.service", "kinds.service", long}
-	for i := range 100 {
-		units = append(units, fmt.Sprintf("x@%d.service", i))
-	}
-	b.sh("systemctl enable --now '%s'", strings.Join(units, "' '"))
-	truth := b.restarted(units...)
+	}, instances...)
+	maps.Copy(truth, b.restarted("names.service", "many.service", "kinds.service", long))
 	if n := len(truth["many.service"]); n != 500 {
 		b.Fatalf("many.service has %d fds, want 500", n)
 	}
@@ -119,54 +233,7 @@ func TestNamesAndNumbersThatSystemdAllows(t *testing.T) {
 	b.off()
 }
 
-// Issue 2, scenario 5.
-func TestFDsAreHeldUntilTheUnitIsStarted(t *testing.T) {
-	b := boot(t, images.with)
-	b.units(map[string]string{"late.service": service(optIn, "a,memfd,4096,1", "b,memfd,8192,2", "c,memfd,0")})
-	b.sh("systemctl disable late.service")
-	truth := b.restarted("late.service")
-	b.kexec()
-	held := func(when string) {
-		b.Helper()
-		u := b.list()["late.service"]
-		if u.State != wire.StateHeld || u.Held != 3 || u.HeldBytes != 12288 {
-			b.Errorf("%s late.service is listed as %+v, want 3 fds of 12288 bytes held", when, u)
-		}
-	}
-	held("after the update")
-	b.sh("systemctl daemon-reload")
-	held("after daemon-reload")
-	b.sh("systemctl daemon-reexec")
-	held("after daemon-reexec")
-	b.sh("systemctl kill --signal=KILL --kill-whom=main fdbridged.service; timeout 30 sh -c 'until fdbridgectl list; do sleep 0.1; done'")
-	held("after a crash of fdbridged")
-	b.sh("systemctl start late.service")
-	b.same(truth)
-	if u := b.list()["late.service"]; u.State != wire.StateOptedIn || u.Stored != 3 {
-		b.Errorf("after its start late.service is listed as %+v, want 3 fds stored", u)
-	}
-	b.noProblems()
-	b.off()
-}
-
-// Issue 2, scenario 6: a unit that has not opted in.
-func TestUnitWithoutTheOptInIsLeftAlone(t *testing.T) {
-	b := boot(t, images.with)
-	b.units(map[string]string{"plain.service": service("FileDescriptorStoreMax=10\n", "a,memfd,4096")})
-	if got := b.sh("systemctl show -P NotifyAccess -P ExecStartPre -P DropInPaths -P Before plain.service"); strings.Contains(got, "fdbridge") {
-		b.Errorf("fdbridge has changed the unit: %s", got)
-	}
-	b.kexec()
-	if list := b.report("plain.service"); len(list) != 0 {
-		b.Errorf("the unit has got fds that a stop would have taken from it: %+v", list)
-	}
-	if u, listed := b.list()["plain.service"]; listed {
-		b.Errorf("the unit is listed: %+v", u)
-	}
-	b.off()
-}
-
-// Issue 2, scenario 6: a kernel without live update.
+// A kernel without live update.
 func TestWithoutLiveUpdateNothingHappens(t *testing.T) {
 	b := boot(t, images.with, "liveupdate=off")
 	b.units(map[string]string{"a.service": service(optIn, "a,memfd,4096")})
@@ -179,7 +246,7 @@ func TestWithoutLiveUpdateNothingHappens(t *testing.T) {
 	if list := b.report("a.service"); len(list) != 0 {
 		b.Errorf("the unit has got fds: %+v", list)
 	}
-	if strings.Contains(b.m.Console(), "] fdbridge: ") {
+	if strings.Contains(b.m.Console(), kernelLog) {
 		b.Error("fdbridge has written to the kernel log")
 	}
 	if got := b.sh("fdbridgectl status 2>&1 || true"); !strings.Contains(got, "kho=on liveupdate=on") {
@@ -188,7 +255,10 @@ func TestWithoutLiveUpdateNothingHappens(t *testing.T) {
 	b.off()
 }
 
-// Issue 2, scenario 6: reboot and power-off.
+// kernelLog is how fdbridge's messages in the kernel log begin.
+const kernelLog = "] fdbridge: "
+
+// An ordinary reboot and a power-off.
 func TestOrdinaryRebootIsLeftAlone(t *testing.T) {
 	b := bootConfig(t, vm.Config{Image: images.with, AllowReboot: true})
 	b.units(map[string]string{"a.service": service(optIn, "a,memfd,4096")})
@@ -202,36 +272,9 @@ func TestOrdinaryRebootIsLeftAlone(t *testing.T) {
 	}
 	b.noProblems()
 	b.off()
-	for _, trace := range []string{"] fdbridge: ", "A stop job is running", "fdbridge-preserve.service"} {
+	for _, trace := range []string{kernelLog, "A stop job is running", "fdbridge-preserve.service"} {
 		if strings.Contains(b.m.Console(), trace) {
 			b.Errorf("the console has %q: fdbridge was part of a reboot or power-off", trace)
 		}
 	}
-}
-
-// Issue 2, scenario 7.
-func TestEntriesThatTheKernelRefusesAreNamed(t *testing.T) {
-	b := boot(t, images.with)
-	b.units(map[string]string{"mixed.service": service(optIn, "a,memfd,4096,3", "p,pipe", "s,socket", "b,memfd,100")})
-	truth := b.restarted("mixed.service")
-	truth["mixed.service"] = slices.DeleteFunc(truth["mixed.service"], func(f found) bool { return f.Type != "memfd" })
-	b.kexec()
-	b.same(truth)
-	lost := map[string]wire.Lost{}
-	for _, l := range b.status().Lost {
-		lost[l.Name] = l
-	}
-	for name, kind := range map[string]string{"p": "pipe", "s": "socket"} {
-		if l := lost[name]; l.Unit != "mixed.service" || l.Type != kind || l.Reason == "" {
-			b.Errorf("fdbridgectl status names the lost fd %q as %+v", name, l)
-		}
-		message := fmt.Sprintf("fdbridge: mixed.service: The fd %q (%s) will be lost: the kernel cannot carry this kind of file", name, kind)
-		if !strings.Contains(b.m.Console(), message) {
-			b.Errorf("the log before the kexec does not say: %s", message)
-		}
-	}
-	if len(lost) != 2 {
-		b.Errorf("lost are %+v", lost)
-	}
-	b.off()
 }

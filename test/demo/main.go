@@ -10,15 +10,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/fdbridge/fdbridge/internal/vm"
-	"github.com/fdbridge/fdbridge/internal/vm/build"
 	"github.com/fdbridge/fdbridge/internal/vm/progress"
+	"github.com/fdbridge/fdbridge/test/machine"
 )
 
 // timeout bounds the demonstration, but for the making of the test bed.
@@ -64,33 +62,18 @@ func run(deb string) error {
 // start boots a machine in which the example service is installed and enabled.
 func start(deb string) (*vm.Machine, error) {
 	ctx, log := context.Background(), progress.New(os.Stderr)
-	builder, err := build.New(log)
+	builder, err := machine.NewBuilder(ctx, log)
 	if err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "fdbridge-demo-")
+	const example = "contrib/examples/counter"
+	image, err := builder.Image(ctx, deb,
+		map[string]string{"/usr/local/bin/counter": "github.com/fdbridge/fdbridge/" + example},
+		map[string]string{"/etc/systemd/system/counter.service": example + "/counter.service"})
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(dir)
-	program := filepath.Join(dir, "counter")
-	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", program, "./contrib/examples/counter")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return nil, fmt.Errorf("build the example: %w: %s", err, out)
-	}
-	kernel, err := builder.Kernel(ctx, build.KernelSeries)
-	if err != nil {
-		return nil, err
-	}
-	image, err := builder.Image(ctx, build.Image{Kernel: kernel, Deb: deb, Files: map[string]string{
-		"/usr/local/bin/counter":              program,
-		"/etc/systemd/system/counter.service": "contrib/examples/counter/counter.service",
-	}})
-	if err != nil {
-		return nil, err
-	}
-	m, err := vm.Start(ctx, vm.Config{Name: "demo", Kernel: kernel, Image: image, Log: log})
+	m, err := vm.Start(ctx, vm.Config{Name: "demo", Kernel: builder.Kernel, Image: image, Log: log})
 	if err != nil {
 		return nil, err
 	}

@@ -17,8 +17,6 @@
 package main
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,6 +31,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fdbridge/fdbridge/internal/fd"
+	"github.com/fdbridge/fdbridge/test/contents"
 	"github.com/fdbridge/fdbridge/units/notify"
 )
 
@@ -44,7 +43,7 @@ type Found struct {
 	Position int64  `json:"position"`
 	Seals    int    `json:"seals"`
 	Flags    int    `json:"flags"`
-	SHA256   string `json:"sha256,omitempty"`
+	Sum      string `json:"sum,omitempty"`
 }
 
 func main() {
@@ -140,23 +139,23 @@ func look(p notify.Passed) (Found, error) {
 		if found.Seals, err = unix.FcntlInt(uintptr(raw), unix.F_GET_SEALS, 0); err != nil {
 			return err
 		}
-		found.SHA256, err = hash(raw)
+		found.Sum, err = hash(raw)
 		return err
 	})
 	return found, err
 }
 
 func hash(raw int) (string, error) {
-	sum, buffer := sha256.New(), make([]byte, 1<<20)
+	h, buffer := uint64(0), make([]byte, 256*contents.PageSize)
 	for offset := int64(0); ; {
 		n, err := unix.Pread(raw, buffer, offset)
 		if err != nil {
 			return "", err
 		}
 		if n == 0 {
-			return hex.EncodeToString(sum.Sum(nil)), nil
+			return contents.Sum(h), nil
 		}
-		sum.Write(buffer[:n])
+		h = contents.Hash(h, buffer[:n])
 		offset += int64(n)
 	}
 }
@@ -236,17 +235,12 @@ func create(kind, name string, size, position int64, seals int) (*fd.FD, error) 
 	return f, err
 }
 
-// fill writes contents that depend on the name and on the offset, so that no
-// two files and no two pages are alike.
+// fill writes the file's contents, then seals it.
 func fill(raw int, name string, size int64, seals int) error {
-	seed := sha256.Sum256([]byte(os.Getenv("UNIT") + name))
-	page := make([]byte, 4096)
-	for offset := int64(0); offset < size; offset += int64(len(page)) {
-		for i := range page {
-			page[i] = seed[i%len(seed)] ^ byte(i)
-		}
-		copy(page, strconv.FormatInt(offset, 16))
-		if _, err := unix.Pwrite(raw, page[:min(int64(len(page)), size-offset)], offset); err != nil {
+	var page [contents.PageSize]byte
+	for offset := int64(0); offset < size; offset += contents.PageSize {
+		contents.Page(&page, os.Getenv("UNIT"), name, offset)
+		if _, err := unix.Pwrite(raw, page[:min(contents.PageSize, size-offset)], offset); err != nil {
 			return err
 		}
 	}

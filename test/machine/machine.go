@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package machine builds what the scenarios, the benchmark and the
+// demonstration boot: the kernel, and disk images with programs of this module
+// on them. What is in no image of theirs does not belong here.
+package machine
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+
+	"github.com/fdbridge/fdbridge/internal/vm/build"
+	"github.com/fdbridge/fdbridge/internal/vm/progress"
+)
+
+// GuestPrograms is where the programs of the scenarios are in the guest.
+const GuestPrograms = "/usr/lib/fdbridge-test/"
+
+// Builder builds images around one kernel.
+type Builder struct {
+	Kernel  string // path of the kernel's image
+	builder *build.Builder
+}
+
+// NewBuilder builds the kernel, unless it is in the cache, and says on log what
+// it does.
+func NewBuilder(ctx context.Context, log *progress.Log) (*Builder, error) {
+	builder, err := build.New(log)
+	if err != nil {
+		return nil, err
+	}
+	kernel, err := builder.Kernel(ctx, build.KernelSeries)
+	if err != nil {
+		return nil, err
+	}
+	return &Builder{Kernel: kernel, builder: builder}, nil
+}
+
+// Image returns the path of a disk image with the Debian package deb, none if
+// empty, with programs, from path in the guest to Go package, and with files,
+// from path in the guest to path on the host.
+func (b *Builder) Image(ctx context.Context, deb string, programs, files map[string]string) (image string, err error) {
+	dir, err := os.MkdirTemp("", "fdbridge-programs-")
+	if err != nil {
+		return "", err
+	}
+	defer os.RemoveAll(dir)
+	all := maps.Clone(files)
+	if all == nil {
+		all = map[string]string{}
+	}
+	for guest, pkg := range programs {
+		path := filepath.Join(dir, filepath.Base(guest))
+		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", path, pkg)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			return "", fmt.Errorf("build %s: %w: %s", pkg, err, out)
+		}
+		all[guest] = path
+	}
+	return b.builder.Image(ctx, build.Image{Kernel: b.Kernel, Deb: deb, Files: all})
+}
+
+// Programs are the programs of the scenarios, from path in the guest to package.
+func Programs(names ...string) map[string]string {
+	programs := map[string]string{}
+	for _, name := range names {
+		programs[GuestPrograms+name] = "github.com/fdbridge/fdbridge/test/" + name
+	}
+	return programs
+}

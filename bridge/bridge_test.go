@@ -29,14 +29,14 @@ import (
 
 // world is a fake kernel and a PID 1 above it.
 type world struct {
-	t      *testing.T
+	t      testing.TB
 	kernel *sessiontest.Fake
 	*manager
 	log bytes.Buffer
 	mu  sync.Mutex
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
 	t.Helper()
 	kernel, err := sessiontest.NewFake()
 	if err != nil {

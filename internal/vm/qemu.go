@@ -28,11 +28,15 @@ const (
 // kexec takes more than twice the time.
 const tcgBuffer = 128
 
+// tcgCPU leaves out the instructions that libraries choose because they are
+// fast, and that TCG emulates slowly: without them a boot takes a fifth less.
+const tcgCPU = "max,-avx,-avx2,-bmi1,-bmi2,-erms,-fsrm,-sha-ni"
+
 func (a Accel) args() []string {
 	if a == KVM {
 		return []string{"-accel", "kvm", "-cpu", "host"}
 	}
-	return []string{"-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", tcgBuffer), "-cpu", "max"}
+	return []string{"-accel", fmt.Sprintf("tcg,thread=multi,tb-size=%d", tcgBuffer), "-cpu", tcgCPU}
 }
 
 // command returns the QEMU command line for a complete Config: one that went

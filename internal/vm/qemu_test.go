@@ -23,7 +23,7 @@ func TestCommandLine(t *testing.T) {
 		console  = " -chardev file,id=console,path=/run/a/console.log -serial chardev:console"
 		agent    = " -device virtio-serial-pci -chardev socket,id=agent,server=on,wait=off,path=/run/a/agent.sock" +
 			" -device virtserialport,chardev=agent,name=fdbridge.agent"
-		tcg = "qemu-system-x86_64 -accel tcg,thread=multi,tb-size=128 -cpu max"
+		tcg = "qemu-system-x86_64 -accel tcg,thread=multi,tb-size=128 -cpu " + tcgCPU
 	)
 	tests := map[string]struct {
 		change func(*Config)

@@ -111,8 +111,12 @@ func (w *world) serve() (holder *bridge.Holder, socket string, stop func()) {
 	server := &bridge.Server{
 		Holder:   holder,
 		PID1:     func(context.Context) (bridge.PID1, error) { return w.manager, nil },
+		UnitOf:   w.unitOf,
 		Excluded: func(string) bool { return false },
 		Log:      log,
+	}
+	if err := server.Begin(w.t.Context()); err != nil {
+		w.t.Fatal(err)
 	}
 	done := make(chan error, 1)
 	go func() { done <- server.Serve(ctx, listener) }()
@@ -134,6 +138,7 @@ func (w *world) serve() (holder *bridge.Holder, socket string, stop func()) {
 func (w *world) deliver(socket, unit string) (int, error) {
 	w.setPeer(unit)
 	d := deliver.Deliverer{Socket: socket, Kernel: w.kernel, Store: keeper{m: w.manager, unit: unit}}
+	d.Max = int(w.max(unit))
 	return d.Run()
 }
 
@@ -268,13 +273,35 @@ func TestWhatNobodyClaimedIsHeldOverTheNextUpdate(t *testing.T) {
 	}
 }
 
+func TestPID1IsAskedOnceWhenUnitsStartForTheFirstTime(t *testing.T) {
+	w := newWorld(t)
+	for i := range 10 {
+		unit := fmt.Sprintf("u%d.service", i)
+		w.add(unit, "yes")
+		w.put(unit, "x", "X")
+	}
+	w.kexec(w.preserve())
+	_, socket, _ := w.serve()
+	for i := range 10 {
+		if n, err := w.deliver(socket, fmt.Sprintf("u%d.service", i)); n != 1 || err != nil {
+			t.Errorf("deliver: %d, %v", n, err)
+		}
+	}
+	if w.asked != 1 {
+		t.Errorf("PID 1 was asked %d times for 10 deliveries, want once", w.asked)
+	}
+}
+
+// The unit was started while fdbridged was away.
 func TestOldAndNewFDsAreNotMixed(t *testing.T) {
 	w := newWorld(t)
 	w.add("a.service", "yes")
 	w.put("a.service", "x", "old")
 	w.kexec(w.preserve())
-	holder, socket, _ := w.serve()
+	_, _, stop := w.serve()
+	stop()
 	w.put("a.service", "x", "new")
+	holder, socket, _ := w.serve()
 	if _, err := w.deliver(socket, "a.service"); err == nil || !strings.Contains(err.Error(), "1 fds already") {
 		t.Errorf("deliver: %v", err)
 	}
@@ -291,7 +318,7 @@ func TestAStoreThatIsTooSmallLeavesTheSessionHeld(t *testing.T) {
 	w.kexec(w.preserve())
 	holder, socket, _ := w.serve()
 	w.setMax("a.service", 1)
-	if _, err := w.deliver(socket, "a.service"); err == nil || !strings.Contains(err.Error(), "only 1 of them") {
+	if _, err := w.deliver(socket, "a.service"); err == nil || !strings.Contains(err.Error(), "room for 1 fds only") {
 		t.Errorf("deliver: %v", err)
 	}
 	w.setMax("a.service", 2)

@@ -28,6 +28,8 @@ type manager struct {
 	t     testing.TB
 	mu    sync.Mutex
 	units map[string]*unit
+	// asked counts the questions for stores that are not those of a Preserver.
+	asked int
 	// peer is the unit that every client of a socket belongs to.
 	peer string
 	// err is what every question is answered with when it is not nil.
@@ -150,10 +152,21 @@ func (m *manager) OptedIn(_ context.Context, _ []string) ([]units.Store, error) 
 	return list, m.err
 }
 
-func (m *manager) UnitOf(context.Context, *fd.FD) (string, error) {
+func (m *manager) Stored(_ context.Context, names []string) (map[string]int, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.peer, m.err
+	m.asked++
+	stored := map[string]int{}
+	for _, name := range names {
+		stored[name] = len(m.units[name].store)
+	}
+	return stored, m.err
+}
+
+func (m *manager) unitOf(*fd.FD) (string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.peer, nil
 }
 
 // setPeer says which unit clients belong to from now on.
@@ -161,6 +174,12 @@ func (m *manager) setPeer(unit string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.peer = unit
+}
+
+func (m *manager) max(unit string) uint32 {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.units[unit].max
 }
 
 // setMax sets a unit's FileDescriptorStoreMax=.

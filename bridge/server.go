@@ -29,9 +29,8 @@ const (
 
 // PID1 is what a Server asks the service manager; units.Manager answers.
 type PID1 interface {
-	UnitOf(ctx context.Context, pidfd *fd.FD) (string, error)
 	Stores(ctx context.Context) ([]units.Store, error)
-	Entries(ctx context.Context, unit string) ([]units.Entry, error)
+	Stored(ctx context.Context, units []string) (map[string]int, error)
 	OptedIn(ctx context.Context, units []string) ([]units.Store, error)
 }
 
@@ -39,7 +38,9 @@ type PID1 interface {
 type Server struct {
 	Holder *Holder
 	// PID1 returns a connection to the service manager that works at present.
-	PID1     func(ctx context.Context) (PID1, error)
+	PID1 func(ctx context.Context) (PID1, error)
+	// UnitOf returns the unit of a process: units.UnitOf but in tests.
+	UnitOf   func(pidfd *fd.FD) (string, error)
 	Excluded func(unit string) bool
 	// Machine is what is known of the machine; the Server adds what it holds.
 	Machine wire.Status
@@ -47,6 +48,32 @@ type Server struct {
 
 	mu         sync.Mutex
 	deliveries map[string]*delivery
+}
+
+// Begin looks at the stores of the units that sessions are held for, before
+// they can start: those that are empty need not be looked at when their unit
+// wants its fds, at a time when PID 1 has much to do.
+func (s *Server) Begin(ctx context.Context) error {
+	held := s.Holder.Units()
+	if len(held) == 0 {
+		return nil
+	}
+	pid1, err := s.PID1(ctx)
+	if err != nil {
+		return err
+	}
+	stored, err := pid1.Stored(ctx, held)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.deliveries = map[string]*delivery{}
+	for _, unit := range held {
+		s.deliveries[unit] = newDelivery()
+		s.deliveries[unit].empty = stored[unit] == 0
+	}
+	return nil
 }
 
 // Serve serves listener until it is closed, and waits for the connections that
@@ -107,7 +134,7 @@ func (s *Server) deliver(ctx context.Context, conn *wire.Conn) error {
 	if err := conn.SetDeadline(time.Now().Add(deliveryTimeout)); err != nil {
 		return err
 	}
-	unit, err := s.peerUnit(ctx, conn)
+	unit, err := s.peerUnit(conn)
 	if err != nil {
 		return errors.Join(err, conn.Send(wire.Grant{Error: err.Error()}, nil))
 	}
@@ -133,7 +160,7 @@ func (s *Server) deliver(ctx context.Context, conn *wire.Conn) error {
 		return fmt.Errorf("%s: The delivery of session %s was broken off, it is held on: %w", unit, name, err)
 	}
 	var settled wire.Settled
-	if err := s.settle(ctx, unit, name, &request); err != nil {
+	if err := s.settle(unit, name, &request); err != nil {
 		s.Holder.Problem("%s: %v; the session %s is held on", unit, err, name)
 		settled.Error = err.Error()
 	} else {
@@ -142,24 +169,24 @@ func (s *Server) deliver(ctx context.Context, conn *wire.Conn) error {
 	return conn.Send(settled, nil)
 }
 
-func (s *Server) peerUnit(ctx context.Context, conn *wire.Conn) (string, error) {
+func (s *Server) peerUnit(conn *wire.Conn) (string, error) {
 	peer, err := conn.Peer()
 	if err != nil {
 		return "", err
 	}
 	defer func() { _ = peer.Close() }() // a pidfd has nothing to flush
-	pid1, err := s.PID1(ctx)
-	if err != nil {
-		return "", err
-	}
-	return pid1.UnitOf(ctx, peer)
+	return s.UnitOf(peer)
 }
 
 // delivery is the state of the deliveries to one unit in this boot.
 type delivery struct {
-	turn  chan struct{} // holds a value while one is under way
-	begun bool          // a session was given out and not finished; with turn
+	turn chan struct{} // holds a value while one is under way
+	// What follows belongs to whoever has the turn.
+	empty bool // the unit's store is known to be empty, as the unit did not run
+	begun bool // a session was given out and not finished
 }
+
+func newDelivery() *delivery { return &delivery{turn: make(chan struct{}, 1)} }
 
 // turn waits until no other delivery to unit is under way.
 func (s *Server) turn(ctx context.Context, unit string) (*delivery, error) {
@@ -169,7 +196,7 @@ func (s *Server) turn(ctx context.Context, unit string) (*delivery, error) {
 	}
 	d := s.deliveries[unit]
 	if d == nil {
-		d = &delivery{turn: make(chan struct{}, 1)}
+		d = newDelivery()
 		s.deliveries[unit] = d
 	}
 	s.mu.Unlock()
@@ -191,13 +218,15 @@ func (s *Server) grant(ctx context.Context, conn *wire.Conn, unit string, d *del
 		return "", conn.Send(wire.Grant{Unit: unit}, nil)
 	}
 	name := held[0]
-	if !d.begun {
+	empty := d.empty
+	d.empty = false // from now on the unit may run
+	if !empty && !d.begun {
 		if err := s.mayBegin(ctx, unit); err != nil {
 			s.Holder.Problem("%s: %v; the session %s is held on", unit, err, name)
 			return "", conn.Send(wire.Grant{Unit: unit, Error: err.Error()}, nil)
 		}
-		d.begun = true
 	}
+	d.begun = true
 	return name, conn.Send(wire.Grant{Unit: unit, Session: name}, s.Holder.Session(name).FD())
 }
 
@@ -219,26 +248,22 @@ func (s *Server) stored(ctx context.Context, unit string) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	entries, err := pid1.Entries(ctx, unit)
-	return len(entries), err
+	stored, err := pid1.Stored(ctx, []string{unit})
+	return stored[unit], err
 }
 
 // settle finishes a delivered session. Nothing of it may be missing in the
 // unit's store: the service manager drops without an answer what is above
 // FileDescriptorStoreMax=.
-func (s *Server) settle(ctx context.Context, unit, name string, delivered *wire.Request) error {
+func (s *Server) settle(unit, name string, delivered *wire.Request) error {
 	for _, lost := range delivered.Failed {
 		s.Log.Err("%s: The fd %q of session %s was not delivered: %s", unit, lost.Name, name, lost.Reason)
 	}
 	if n := len(delivered.Failed); n > 0 {
 		return fmt.Errorf("%d fds were not delivered, %d were", n, delivered.Stored)
 	}
-	n, err := s.stored(ctx, unit)
-	if err != nil {
-		return err
-	}
-	if n < delivered.Stored {
-		return fmt.Errorf("%d fds were delivered, but its store has only %d of them: is FileDescriptorStoreMax= too small?", delivered.Stored, n)
+	if delivered.Stored > delivered.Max {
+		return fmt.Errorf("its fd store has room for %d fds only, FileDescriptorStoreMax=, and %d were delivered", delivered.Max, delivered.Stored)
 	}
 	if err := s.Holder.Finish(name); err != nil {
 		return err

@@ -24,6 +24,9 @@ import (
 
 var deb = flag.String("deb", "", "the fdbridge package to install in the VM")
 
+// guestDeb is where the package is in the guest, to be installed again.
+const guestDeb = "/root/fdbridge.deb"
+
 var images struct{ kernel, with, without string }
 
 func TestMain(m *testing.M) {
@@ -46,7 +49,8 @@ func prepare(ctx context.Context) error {
 	}
 	images.kernel = builder.Kernel
 	programs := machine.Programs("storesvc", "luoconform")
-	if images.with, err = builder.Image(ctx, *deb, programs, nil); err != nil {
+	files := map[string]string{guestDeb: *deb}
+	if images.with, err = builder.Image(ctx, *deb, programs, files); err != nil {
 		return err
 	}
 	images.without, err = builder.Image(ctx, "", programs, nil)

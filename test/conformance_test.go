@@ -17,9 +17,9 @@ func TestRealKernelConforms(t *testing.T) {
 	b := boot(t, images.without)
 	b.file("/etc/systemd/system/luoconform.service", `[Unit]
 DefaultDependencies=no
+SurviveFinalKillSignal=yes
 [Service]
 Type=notify
-SurviveFinalKillSignal=yes
 ExecStart=@`+machine.GuestPrograms+`luoconform @luoconform before
 StandardOutput=file:/run/luoconform
 `)

@@ -258,7 +258,7 @@ func TestWithoutLiveUpdateNothingHappens(t *testing.T) {
 // kernelLog is how fdbridge's messages in the kernel log begin.
 const kernelLog = "] fdbridge: "
 
-// An ordinary reboot and a power-off.
+// An ordinary reboot and a power-off, and the removal of the package.
 func TestOrdinaryRebootIsLeftAlone(t *testing.T) {
 	b := bootConfig(t, vm.Config{Image: images.with, AllowReboot: true})
 	b.units(map[string]string{"a.service": service(optIn, "a,memfd,4096")})
@@ -271,10 +271,36 @@ func TestOrdinaryRebootIsLeftAlone(t *testing.T) {
 		b.Errorf("the unit has got fds through a reboot: %+v", list)
 	}
 	b.noProblems()
+	removal(b)
 	b.off()
 	for _, trace := range []string{kernelLog, "A stop job is running", "fdbridge-preserve.service"} {
 		if strings.Contains(b.m.Console(), trace) {
 			b.Errorf("the console has %q: fdbridge was part of a reboot or power-off", trace)
 		}
+	}
+}
+
+// removal takes the package away under a running unit and brings it back.
+func removal(b *bed) {
+	b.Helper()
+	b.sh("cp /etc/systemd/system/a.service '/etc/systemd/system/i@.service'; systemctl daemon-reload; systemctl start i@1.service")
+	b.sh("timeout 30 sh -c 'until systemctl -q is-active fdbridge-pin-*.target; do sleep 0.1; done'")
+	b.sh("dpkg --remove fdbridge")
+	const traces = `find / -xdev -path /proc -prune -o -name '*fdbridge*' -print | grep -v -e ^/var/lib/dpkg/info -e ^/usr/lib/fdbridge-test -e ^/root
+find /run -name '*fdbridge*'; systemctl list-units --all --plain --no-legend '*fdbridge*'
+systemctl show -P DropInPaths -P ExecStartPre a.service i@1.service`
+	if got := b.sh("%s", traces); got != "/etc/fdbridge\n/etc/fdbridge/fdbridge.conf" {
+		b.Errorf("what is left of a removed fdbridge is more than its configuration:\n%s", got)
+	}
+	if n := b.sh("systemctl show -P NFileDescriptorStore a.service"); n != "1" {
+		b.Errorf("a running unit has %s fds in its store, want 1", n)
+	}
+	b.sh("dpkg --install %s", guestDeb)
+	if u := b.list()["a.service"]; u.State != wire.StateOptedIn || u.Stored != 1 {
+		b.Errorf("after the installation a.service is listed as %+v", u)
+	}
+	b.sh("dpkg --purge fdbridge")
+	if got := b.sh("%s", traces); got != "" {
+		b.Errorf("what is left of a purged fdbridge:\n%s", got)
 	}
 }

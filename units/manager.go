@@ -12,8 +12,6 @@ import (
 
 	systemd "github.com/coreos/go-systemd/v22/dbus"
 	"github.com/godbus/dbus/v5"
-
-	"github.com/fdbridge/fdbridge/internal/fd"
 )
 
 // PrivateSocket is where PID 1 serves D-Bus without a bus daemon, to root
@@ -102,25 +100,6 @@ func (m *Manager) Close() error {
 // Done is closed when the connection has ended, as it does when PID 1
 // re-executes itself.
 func (m *Manager) Done() <-chan struct{} { return m.conn.Context().Done() }
-
-// UnitOf returns the unit that the process behind pidfd belongs to. The caller
-// keeps pidfd. Needs systemd 254 (GetUnitByPIDFD in src/core/dbus-manager.c).
-func (m *Manager) UnitOf(ctx context.Context, pidfd *fd.FD) (string, error) {
-	ctx, stop := context.WithTimeout(ctx, CallTimeout)
-	defer stop()
-	var path dbus.ObjectPath
-	var unit string
-	var invocation []byte
-	err := pidfd.Do(func(raw int) error {
-		return m.conn.Object(busName, managerPath).
-			CallWithContext(ctx, managerInterface+".GetUnitByPIDFD", 0, dbus.UnixFD(raw)).
-			Store(&path, &unit, &invocation)
-	})
-	if err != nil {
-		return "", fmt.Errorf("ask for the unit of a process: %w: %w", ErrManager, err)
-	}
-	return unit, nil
-}
 
 // call is one method call of a batch and what becomes of it.
 type call struct {

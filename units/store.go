@@ -16,10 +16,11 @@ import (
 // Store is one service as far as its fd store is concerned, as PID 1 tells it.
 type Store struct {
 	Unit string
-	// Max is FileDescriptorStoreMax=; Preserve is FileDescriptorStorePreserve=:
-	// "no", "restart", "yes", and "on-success" from systemd 262.
-	Max      uint32
+	// Preserve is FileDescriptorStorePreserve=: "no", "restart", "yes", and
+	// "on-success" from systemd 262. Max is FileDescriptorStoreMax=, which is
+	// not asked for when there are Entries, as there are none without it.
 	Preserve string
+	Max      uint32
 	// FragmentPath, User and Group say who the unit is; each can be empty.
 	FragmentPath, User, Group string
 	// Entries are in the order of the store, which is the order of
@@ -30,7 +31,7 @@ type Store struct {
 // OptedIn tells whether the unit's store is to survive, by systemd's own
 // directives.
 func (s *Store) OptedIn() bool {
-	return s.Max > 0 && (s.Preserve == "yes" || s.Preserve == "on-success")
+	return (s.Max > 0 || len(s.Entries) > 0) && (s.Preserve == "yes" || s.Preserve == "on-success")
 }
 
 // Entry is what PID 1 tells of one fd in a store: facts, not the fd.
@@ -105,8 +106,20 @@ func (m *Manager) Entries(ctx context.Context, unit string) ([]Entry, error) {
 	return stores[0].Entries, nil
 }
 
+// Stored returns how many fds are in each of the stores of units now, with one
+// batch of questions to PID 1.
+func (m *Manager) Stored(ctx context.Context, units []string) (map[string]int, error) {
+	stores, err := m.dump(ctx, units)
+	stored := map[string]int{}
+	for _, s := range stores {
+		stored[s.Unit] = len(s.Entries)
+	}
+	return stored, err
+}
+
 // OptedIn returns those among units that are loaded services and have opted in,
-// of all loaded services when units is nil, sorted by name and without entries.
+// of all loaded services when units is nil, sorted by name. Only their names and
+// directives are filled in.
 //
 // A unit that is not loaded is not asked about: that would load it, for as
 // long as nothing refers to it.
@@ -126,7 +139,10 @@ func (m *Manager) OptedIn(ctx context.Context, units []string) ([]Store, error) 
 	for i, unit := range loaded {
 		stores[i].Unit = unit
 	}
-	err = m.describe(ctx, stores)
+	err = m.properties(ctx, stores, func(s *Store, get func(iface, name string, dest any)) {
+		get(serviceInterface, "FileDescriptorStorePreserve", &s.Preserve)
+		get(serviceInterface, "FileDescriptorStoreMax", &s.Max)
+	})
 	stores = slices.DeleteFunc(stores, func(s Store) bool { return !s.OptedIn() })
 	return stores, err
 }
@@ -172,6 +188,7 @@ func (d *dumped) entry() Entry {
 const (
 	errStoreDisabled = busName + ".FileDescriptorStoreDisabled"
 	errNoSuchUnit    = busName + ".NoSuchUnit"
+	errUnknownObject = "org.freedesktop.DBus.Error.UnknownObject"
 )
 
 // dump reads the stores of units, and returns those that are not empty.
@@ -203,36 +220,37 @@ func (m *Manager) dump(ctx context.Context, units []string) ([]Store, error) {
 	return stores, errors.Join(failed...)
 }
 
-// describe fills in what the stores' units say in their properties.
+// describe fills in who the stores' units are and what they say of the store.
 func (m *Manager) describe(ctx context.Context, stores []Store) error {
-	const perUnit = 5
-	calls := make([]call, 0, perUnit*len(stores))
+	return m.properties(ctx, stores, func(s *Store, get func(iface, name string, dest any)) {
+		get(serviceInterface, "FileDescriptorStorePreserve", &s.Preserve)
+		get(serviceInterface, "User", &s.User)
+		get(serviceInterface, "Group", &s.Group)
+		get(unitInterface, "FragmentPath", &s.FragmentPath)
+	})
+}
+
+// properties reads properties of the stores' units in one batch.
+func (m *Manager) properties(ctx context.Context, stores []Store, want func(s *Store, get func(iface, name string, dest any))) error {
+	var calls []call
+	var units []string
 	for i := range stores {
-		s := &stores[i]
-		path := unitPath(s.Unit)
-		calls = append(calls,
-			property(path, serviceInterface, "FileDescriptorStoreMax", &s.Max),
-			property(path, serviceInterface, "FileDescriptorStorePreserve", &s.Preserve),
-			property(path, serviceInterface, "User", &s.User),
-			property(path, serviceInterface, "Group", &s.Group),
-			property(path, unitInterface, "FragmentPath", &s.FragmentPath))
+		path := unitPath(stores[i].Unit)
+		want(&stores[i], func(iface, name string, dest any) {
+			calls = append(calls, call{path: path, method: getProperty, args: []any{iface, name}, reply: []any{dest}})
+			units = append(units, stores[i].Unit)
+		})
 	}
 	if err := m.batch(ctx, calls); err != nil {
 		return fmt.Errorf("read the properties of units: %w", err)
 	}
 	var failed []error
 	for i := range calls {
-		if err := calls[i].err; err != nil && !isAnswer(err, "org.freedesktop.DBus.Error.UnknownObject") {
-			failed = append(failed, fmt.Errorf("read the property %s of %s: %w", calls[i].args[1], stores[i/perUnit].Unit, err))
+		if err := calls[i].err; err != nil && !isAnswer(err, errUnknownObject) {
+			failed = append(failed, fmt.Errorf("read the property %s of %s: %w", calls[i].args[1], units[i], err))
 		}
 	}
 	return errors.Join(failed...)
-}
-
-// property is the call that reads one property; a value of another type than
-// dest's leaves an error in the call.
-func property(path dbus.ObjectPath, iface, name string, dest any) call {
-	return call{path: path, method: getProperty, args: []any{iface, name}, reply: []any{dest}}
 }
 
 // isAnswer tells whether err is one of the named errors of PID 1.

@@ -43,6 +43,9 @@ type Deliverer struct {
 	Socket string // wire.Path but in tests
 	Kernel session.Kernel
 	Store  Store
+	// Max is FileDescriptorStoreMax= of the unit, which the service manager
+	// tells its processes in $FDSTORE (systemd 254).
+	Max int
 }
 
 // Run delivers what is held for the unit. It returns the number of fds that
@@ -111,7 +114,7 @@ func ask(conn *wire.Conn, request wire.Request, answer any) (*fd.FD, error) {
 // of them. They are stored in reverse, since the service manager puts each new
 // one in front of the others (service_add_fd_store in src/core/service.c).
 func (d *Deliverer) unpack(s *session.Session, unit string) wire.Request {
-	delivered := wire.Request{Op: wire.OpDelivered}
+	delivered := wire.Request{Op: wire.OpDelivered, Max: d.Max}
 	manifest, err := manifest(s, unit)
 	if err != nil {
 		delivered.Failed = []wire.Lost{{Unit: unit, Reason: err.Error()}}

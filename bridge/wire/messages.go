@@ -27,9 +27,11 @@ const (
 // Request is what a client sends.
 type Request struct {
 	Op string `json:"op"`
-	// Stored and Failed go with OpDelivered: how many fds were put into the
-	// unit's store, and which could not be brought there.
+	// Stored, Max and Failed go with OpDelivered: how many fds were put into
+	// the unit's store, for how many it has room, and which could not be
+	// brought there.
 	Stored int    `json:"stored,omitempty"`
+	Max    int    `json:"max,omitempty"`
 	Failed []Lost `json:"failed,omitempty"`
 }
 

@@ -7,6 +7,7 @@ package main
 
 import (
 	"os"
+	"strconv"
 
 	"github.com/fdbridge/fdbridge/bridge/deliver"
 	"github.com/fdbridge/fdbridge/bridge/journal"
@@ -22,7 +23,12 @@ func main() {
 		log.Err("The unit's fds cannot be delivered and are held on: %v", err)
 		os.Exit(1)
 	}
-	deliverer := deliver.Deliverer{Socket: wire.Path, Kernel: session.System{}, Store: store}
+	max, err := strconv.Atoi(os.Getenv("FDSTORE"))
+	if err != nil {
+		log.Err("The unit's fds cannot be delivered and are held on: it has no fd store, as FDSTORE=%q says", os.Getenv("FDSTORE"))
+		os.Exit(1)
+	}
+	deliverer := deliver.Deliverer{Socket: wire.Path, Kernel: session.System{}, Store: store, Max: max}
 	n, err := deliverer.Run()
 	if err != nil {
 		log.Err("Not all of the unit's fds were delivered: %v", err)

@@ -50,37 +50,40 @@ func serve(ctx context.Context) error {
 	line := &bridge.Line{Socket: units.PrivateSocket}
 	defer func() { _ = line.Close() }() // it was only asked
 	addDropIns(ctx, holder, line)
+	server := newServer(settings, holder, line, log)
+	if err := server.Begin(ctx); err != nil {
+		log.Warning("Units will start more slowly: %v", err)
+	}
 	if err := socket.Ready(statusLine(holder)); err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	return run(ctx, settings, holder, line, listener, log)
-}
-
-// run serves the socket and pins units until ctx ends.
-func run(ctx context.Context, settings *config.Config, holder *bridge.Holder, line *bridge.Line, listener *wire.Listener, log *journal.Log) error {
-	var running sync.WaitGroup
-	defer running.Wait()
 	pinner := bridge.Pinner{
 		PID1:     func(ctx context.Context) (bridge.PinManager, error) { return line.Manager(ctx) },
 		Covered:  func() (map[string]bool, error) { return generator.Covered(generator.Dir) },
 		Excluded: settings.Excluded,
 		Log:      log,
 	}
+	var running sync.WaitGroup
+	defer running.Wait()
 	running.Go(func() { pinner.Run(ctx) })
 	stop := context.AfterFunc(ctx, func() { _ = listener.Close() })
 	defer stop()
+	return server.Serve(ctx, listener)
+}
+
+func newServer(settings *config.Config, holder *bridge.Holder, line *bridge.Line, log *journal.Log) *bridge.Server {
 	machine, err := bridge.Machine(os.DirFS("/"), kho.KernelLog)
 	if err != nil {
 		log.Warning("Not all of the kernel's live-update state can be read: %v", err)
 	}
-	server := bridge.Server{
+	return &bridge.Server{
 		Holder:   holder,
 		PID1:     func(ctx context.Context) (bridge.PID1, error) { return line.Manager(ctx) },
+		UnitOf:   units.UnitOf,
 		Excluded: settings.Excluded,
 		Machine:  machine,
 		Log:      log,
 	}
-	return server.Serve(ctx, listener)
 }
 
 // addDropIns lets units have their fds that the generator could not know.

@@ -3,7 +3,9 @@
 package fd
 
 import (
-	"runtime/debug"
+	"fmt"
+	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 )
@@ -13,12 +15,31 @@ var tracking atomic.Pointer[tracker]
 
 type tracker struct {
 	mu   sync.Mutex
-	open map[int]string
+	open map[int]stack
+}
+
+// stack is the innermost callers of New, as runtime.Callers gives them, which
+// is cheap: benchmarks run with tracking on, too. It is put into words only
+// when somebody wants to read it.
+type stack struct {
+	pcs [32]uintptr
+	n   int
+}
+
+func (s stack) String() string {
+	var text strings.Builder
+	frames := runtime.CallersFrames(s.pcs[:s.n])
+	for more := s.n > 0; more; {
+		var frame runtime.Frame
+		frame, more = frames.Next()
+		fmt.Fprintf(&text, "%s\n\t%s:%d\n", frame.Function, frame.File, frame.Line)
+	}
+	return text.String()
 }
 
 // Track makes the package remember which descriptors are owned and by whom
 // they were opened. It is for tests: see package fdtest.
-func Track() { tracking.Store(&tracker{open: map[int]string{}}) }
+func Track() { tracking.Store(&tracker{open: map[int]stack{}}) }
 
 // Open returns the descriptors that are owned at present with the stack that
 // took ownership of each; nil without Track.
@@ -30,17 +51,18 @@ func Open() map[int]string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	open := make(map[int]string, len(t.open))
-	for raw, stack := range t.open {
-		open[raw] = stack
+	for raw, s := range t.open {
+		open[raw] = s.String()
 	}
 	return open
 }
 
 func trackOpen(raw int) {
 	if t := tracking.Load(); t != nil {
-		stack := string(debug.Stack())
+		var s stack
+		s.n = runtime.Callers(3, s.pcs[:]) // without Callers, trackOpen and New
 		t.mu.Lock()
-		t.open[raw] = stack
+		t.open[raw] = s
 		t.mu.Unlock()
 	}
 }

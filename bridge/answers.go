@@ -28,15 +28,11 @@ func (s *Server) list(ctx context.Context, conn *wire.Conn) error {
 }
 
 func (s *Server) units(ctx context.Context) ([]wire.Unit, error) {
-	pid1, err := s.PID1(ctx)
+	optedIn, err := s.PID1.OptedIn(ctx, nil)
 	if err != nil {
 		return nil, err
 	}
-	optedIn, err := pid1.OptedIn(ctx, nil)
-	if err != nil {
-		return nil, err
-	}
-	stores, err := pid1.Stores(ctx)
+	stores, err := s.PID1.Stores(ctx)
 	if err != nil {
 		return nil, err
 	}

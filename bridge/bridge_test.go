@@ -108,13 +108,9 @@ func (w *world) serve() (holder *bridge.Holder, socket string, stop func()) {
 		w.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(w.t.Context())
-	server := &bridge.Server{
-		Holder:   holder,
-		PID1:     func(context.Context) (bridge.PID1, error) { return w.manager, nil },
-		UnitOf:   w.unitOf,
-		Excluded: func(string) bool { return false },
-		Log:      log,
-	}
+	server := bridge.NewServer()
+	server.Holder, server.PID1, server.UnitOf, server.Log = holder, w.manager, w.unitOf, log
+	server.Excluded, server.Started = func(string) bool { return false }, func(string) {}
 	if err := server.Begin(w.t.Context()); err != nil {
 		w.t.Fatal(err)
 	}

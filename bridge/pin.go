@@ -5,6 +5,8 @@ package bridge
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
 	"time"
 
 	"github.com/fdbridge/fdbridge/bridge/journal"
@@ -15,84 +17,131 @@ import (
 // answer, as while it re-executes itself.
 const retryDelay = time.Second
 
-// PinManager is what a Pinner asks the service manager; units.Manager answers.
-type PinManager interface {
-	OptedIn(ctx context.Context, units []string) ([]units.Store, error)
-	Pin(ctx context.Context, dir, unit string) error
-	News() <-chan struct{}
-	Loaded() (services []string, reloaded bool)
-	Done() <-chan struct{}
-}
-
 // Pinner pins the opted-in units that the generator could not know, such as
 // instances of templates and transient units: see units.Manager.Pin.
 type Pinner struct {
-	PID1 func(ctx context.Context) (PinManager, error)
+	// OptedIn is that of units.Reader.
+	OptedIn func(ctx context.Context, units []string) ([]units.Store, error)
+	// Pin pins units; one that is pinned already stays so.
+	Pin func(ctx context.Context, units []string) error
 	// Covered returns the units that the generator has taken care of.
 	Covered  func() (map[string]bool, error)
 	Excluded func(unit string) bool
 	Log      *journal.Log
+
+	news chan news
 }
 
-// Run pins units as they are loaded, until ctx ends.
-func (p *Pinner) Run(ctx context.Context) {
-	for ctx.Err() == nil {
-		pid1, err := p.PID1(ctx)
-		if err == nil {
-			err = p.follow(ctx, pid1)
-		}
-		if err == nil || ctx.Err() != nil {
-			continue
-		}
-		p.Log.Warning("Units that nothing refers to may lose their fd store when they stop: %v", err)
-		select {
-		case <-time.After(retryDelay):
-		case <-ctx.Done():
-		}
+// news is what may have to be pinned: services, or everything.
+type news struct {
+	services []string
+	all      bool
+}
+
+// NewPinner returns a Pinner whose fields are to be set.
+func NewPinner() *Pinner { return &Pinner{news: make(chan news, 1024)} }
+
+// Notice makes the Pinner look at a unit that is being started. It does not
+// wait: with very many at a time, everything is looked at instead.
+func (p *Pinner) Notice(unit string) { p.tell(news{services: []string{unit}}) }
+
+func (p *Pinner) tell(n news) {
+	select {
+	case p.news <- n:
+		return
+	default:
+	}
+	select { // make room: what is taken out is part of everything
+	case <-p.news:
+	default:
+	}
+	select {
+	case p.news <- news{all: true}:
+	default:
 	}
 }
 
-// follow pins what is loaded, and what is loaded later, until the connection
-// ends, which is no error, or PID 1 does not answer.
-func (p *Pinner) follow(ctx context.Context, pid1 PinManager) error {
-	var covered map[string]bool
-	services, all := []string(nil), true
+// Follow makes the Pinner look at what watcher sees, until that is closed.
+func (p *Pinner) Follow(watcher *units.Watcher) {
 	for {
-		if all { // the generator has run again
-			var err error
-			if covered, err = p.Covered(); err != nil {
-				return err
-			}
-			services = nil
+		services, all, err := watcher.Next()
+		if errors.Is(err, os.ErrClosed) {
+			return
 		}
-		if err := p.pin(ctx, pid1, services, covered); err != nil {
-			return err
+		if err != nil {
+			p.Log.Err("Transient units that are started from now on may lose their fd store when they stop: %v", err)
+			return
+		}
+		p.tell(news{services, all})
+	}
+}
+
+// Run pins what is loaded, and what it is told of, until ctx ends.
+func (p *Pinner) Run(ctx context.Context) {
+	pinned := map[string]bool{}
+	next := news{all: true}
+	for {
+		if err := p.look(ctx, next, pinned); err != nil && ctx.Err() == nil {
+			p.Log.Warning("Units that nothing refers to may lose their fd store when they stop: %v", err)
+			select {
+			case <-time.After(retryDelay):
+				p.tell(news{all: true})
+			case <-ctx.Done():
+			}
 		}
 		select {
 		case <-ctx.Done():
-			return nil
-		case <-pid1.Done():
-			return nil
-		case <-pid1.News():
-			services, all = pid1.Loaded()
+			return
+		case next = <-p.news:
 		}
 	}
 }
 
-// pin pins the opted-in units among services, all if nil, that are not covered.
-func (p *Pinner) pin(ctx context.Context, pid1 PinManager, services []string, covered map[string]bool) error {
-	if services != nil && len(services) == 0 {
-		return nil
+// look pins the opted-in units among the news that are neither covered nor
+// pinned, and takes along what other news there are.
+func (p *Pinner) look(ctx context.Context, next news, pinned map[string]bool) error {
+	for more := true; more; {
+		select {
+		case n := <-p.news:
+			next.services, next.all = append(next.services, n.services...), next.all || n.all
+		default:
+			more = false
+		}
 	}
-	optedIn, err := pid1.OptedIn(ctx, services)
-	if errors.Is(err, units.ErrManager) {
+	var ask []string // nil for everything
+	if !next.all {
+		for _, unit := range next.services {
+			if !pinned[unit] {
+				ask = append(ask, unit)
+			}
+		}
+		if len(ask) == 0 {
+			return nil
+		}
+	}
+	optedIn, failed := p.OptedIn(ctx, ask)
+	if errors.Is(failed, units.ErrManager) {
+		return failed
+	}
+	// After a reload that answer comes when the generator has run again.
+	covered, err := p.Covered()
+	if err != nil {
 		return err
 	}
+	var wanted []string
 	for _, store := range optedIn {
-		if store.Unit == OwnUnit || covered[store.Unit] || p.Excluded(store.Unit) {
-			continue
+		if unit := store.Unit; unit != OwnUnit && !covered[unit] && !pinned[unit] && !p.Excluded(unit) {
+			wanted = append(wanted, unit)
 		}
-		err = errors.Join(err, pid1.Pin(ctx, units.RuntimeDir, store.Unit))
 	}
-	return err
+	if len(wanted) == 0 {
+		return failed
+	}
+	if err := p.Pin(ctx, wanted); err != nil {
+		return fmt.Errorf("pin %d units: %w", len(wanted), err)
+	}
+	for _, unit := range wanted {
+		pinned[unit] = true
+	}
+	return failed
 }

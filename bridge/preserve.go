@@ -22,13 +22,13 @@ const OwnUnit = "fdbridged.service"
 // /dev/liveupdate open, which only one can.
 const deviceTimeout = 10 * time.Second
 
-// Stores is what a Preserver asks PID 1; units.Manager answers.
+// Stores is what a Preserver asks PID 1; units.Reader does it.
 type Stores interface {
 	Stores(ctx context.Context) ([]units.Store, error)
 	Entries(ctx context.Context, unit string) ([]units.Entry, error)
 }
 
-// Duplicator duplicates fds that PID 1 holds; units.Duplicator does.
+// Duplicator duplicates fds that PID 1 holds; units.Duplicator does it.
 type Duplicator interface {
 	Dup(e *units.Entry) (*fd.FD, error)
 	Sessions() ([]*fd.FD, error)

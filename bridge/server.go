@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"sync"
 	"time"
 
@@ -22,12 +23,14 @@ const (
 	requestTimeout = 30 * time.Second
 	// deliveryTimeout bounds a delivery, in which the client takes the files
 	// out of the session; the unit's own start timeout usually comes first.
-	deliveryTimeout = 10 * time.Minute
+	deliveryTimeout = 5 * time.Minute
+	// slotTimeout is how long a delivery waits for others to end at most.
+	slotTimeout = 60 * time.Second
 	// maxConns bounds how many clients are served at a time; others wait.
 	maxConns = 256
 )
 
-// PID1 is what a Server asks the service manager; units.Manager answers.
+// PID1 is what a Server asks the service manager; units.Reader does it.
 type PID1 interface {
 	Stores(ctx context.Context) ([]units.Store, error)
 	Stored(ctx context.Context, units []string) (map[string]int, error)
@@ -37,18 +40,27 @@ type PID1 interface {
 // Server serves fdbridge's local socket.
 type Server struct {
 	Holder *Holder
-	// PID1 returns a connection to the service manager that works at present.
-	PID1 func(ctx context.Context) (PID1, error)
+	PID1   PID1
 	// UnitOf returns the unit of a process: units.UnitOf but in tests.
 	UnitOf   func(pidfd *fd.FD) (string, error)
 	Excluded func(unit string) bool
+	// Started is told of each unit that asks for its fds.
+	Started func(unit string)
 	// Machine is what is known of the machine; the Server adds what it holds.
 	Machine wire.Status
 	Log     *journal.Log
 
 	mu         sync.Mutex
 	deliveries map[string]*delivery
+	slots      chan struct{} // as many as there may be deliveries at a time
 }
+
+// NewServer returns a Server whose fields are to be set.
+//
+// Deliveries take turns: PID 1 takes one fd after the other, whoever sends it,
+// and when all units of a boot send theirs at a time, none can start before
+// nearly all are served.
+func NewServer() *Server { return &Server{slots: make(chan struct{}, 2*runtime.GOMAXPROCS(0))} }
 
 // Begin looks at the stores of the units that sessions are held for, before
 // they can start: those that are empty need not be looked at when their unit
@@ -58,11 +70,7 @@ func (s *Server) Begin(ctx context.Context) error {
 	if len(held) == 0 {
 		return nil
 	}
-	pid1, err := s.PID1(ctx)
-	if err != nil {
-		return err
-	}
-	stored, err := pid1.Stored(ctx, held)
+	stored, err := s.PID1.Stored(ctx, held)
 	if err != nil {
 		return err
 	}
@@ -138,9 +146,11 @@ func (s *Server) deliver(ctx context.Context, conn *wire.Conn) error {
 	if err != nil {
 		return errors.Join(err, conn.Send(wire.Grant{Error: err.Error()}, nil))
 	}
+	s.Started(unit)
 	if len(s.Holder.Held(unit)) == 0 {
 		return conn.Send(wire.Grant{Unit: unit}, nil)
 	}
+	defer s.slot(ctx)()
 	d, err := s.turn(ctx, unit)
 	if err != nil {
 		return errors.Join(err, conn.Send(wire.Grant{Unit: unit, Error: err.Error()}, nil))
@@ -176,6 +186,19 @@ func (s *Server) peerUnit(conn *wire.Conn) (string, error) {
 	}
 	defer func() { _ = peer.Close() }() // a pidfd has nothing to flush
 	return s.UnitOf(peer)
+}
+
+// slot waits until few enough deliveries are under way, but not for ever: one
+// that hangs must not keep the others from theirs. It returns what ends it.
+func (s *Server) slot(ctx context.Context) (done func()) {
+	ctx, stop := context.WithTimeout(ctx, slotTimeout)
+	defer stop()
+	select {
+	case s.slots <- struct{}{}:
+		return func() { <-s.slots }
+	case <-ctx.Done():
+		return func() {}
+	}
 }
 
 // delivery is the state of the deliveries to one unit in this boot.
@@ -244,11 +267,7 @@ func (s *Server) mayBegin(ctx context.Context, unit string) error {
 
 // stored returns how many fds are in a unit's store.
 func (s *Server) stored(ctx context.Context, unit string) (int, error) {
-	pid1, err := s.PID1(ctx)
-	if err != nil {
-		return 0, err
-	}
-	stored, err := pid1.Stored(ctx, []string{unit})
+	stored, err := s.PID1.Stored(ctx, []string{unit})
 	return stored[unit], err
 }
 

@@ -9,6 +9,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/godbus/dbus/v5"
 )
 
 // RuntimeDir is where unit files and drop-ins of this boot are.
@@ -55,7 +57,7 @@ func (m *Manager) Pin(ctx context.Context, dir, unit string) error {
 func (m *Manager) Refresh(ctx context.Context) error {
 	ctx, stop := context.WithTimeout(ctx, CallTimeout)
 	defer stop()
-	call := m.conn.Object(busName, managerPath).
+	call := m.conn.Object(busName, dbus.ObjectPath(managerPath)).
 		CallWithContext(ctx, managerInterface+".LoadUnit", 0, "fdbridge-refresh.service")
 	if call.Err != nil {
 		return fmt.Errorf("make the service manager look for new drop-ins: %w: %w", ErrManager, call.Err)

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -16,24 +17,35 @@ import (
 
 	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/internal/version"
+	"github.com/fdbridge/fdbridge/session"
 )
 
 func main() {
-	if err := command(wire.Path).Execute(); err != nil {
-		fmt.Fprintf(os.Stderr, "fdbridgectl: %v\n", err)
-		os.Exit(1)
-	}
+	local := daemon{socket: wire.Path, device: session.Path}
+	os.Exit(run(command(local), os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// command builds the command line for the fdbridged at socket.
-func command(socket string) *cobra.Command {
+// run runs the command line and returns the exit status.
+func run(root *cobra.Command, args []string, stdout, stderr io.Writer) int {
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	if err := root.Execute(); err != nil {
+		fmt.Fprintf(stderr, "fdbridgectl: %s\n", oneLine(err.Error()))
+		return 1
+	}
+	return 0
+}
+
+// command builds the command line that asks d.
+func command(d daemon) *cobra.Command {
 	root := &cobra.Command{
-		Use:           "fdbridgectl",
-		Short:         "Show what fdbridge carries across live kernel updates",
-		Version:       version.Version,
-		Args:          cobra.NoArgs,
-		SilenceUsage:  true,
-		SilenceErrors: true,
+		Use:                "fdbridgectl",
+		Short:              "Show what fdbridge carries across live kernel updates",
+		Version:            version.Version,
+		SilenceUsage:       true,
+		SilenceErrors:      true,
+		DisableSuggestions: true, // an error is one line
 	}
 	asJSON := root.PersistentFlags().Bool("json", false, "print JSON instead of text")
 	root.AddCommand(&cobra.Command{
@@ -41,22 +53,22 @@ func command(socket string) *cobra.Command {
 		Short: "List the units whose fds are carried, and those that fds are held for",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			list, err := fetchUnits(socket)
+			list, err := d.units()
 			if err != nil {
 				return err
 			}
-			return output(cmd.OutOrStdout(), *asJSON, list, func(w io.Writer) error { return printUnits(w, list) })
+			return output(cmd.OutOrStdout(), *asJSON, list, func() string { return unitsText(list) })
 		},
 	}, &cobra.Command{
 		Use:   "status",
 		Short: "Show the state of fdbridge and what the last live update did",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			report, err := fetchReport(socket)
+			report, err := d.report()
 			if err != nil {
 				return err
 			}
-			return output(cmd.OutOrStdout(), *asJSON, report, func(w io.Writer) error { return printReport(w, report) })
+			return output(cmd.OutOrStdout(), *asJSON, report, func() string { return reportText(report) })
 		},
 	})
 	return root
@@ -71,19 +83,25 @@ type report struct {
 	Problems []string `json:"problems"`
 }
 
-func fetchUnits(socket string) ([]wire.Unit, error) {
+// daemon is the fdbridged that is asked.
+type daemon struct {
+	socket string // where it listens
+	device string // the kernel's; without it fdbridged is not started
+}
+
+func (d daemon) units() ([]wire.Unit, error) {
 	list := []wire.Unit{}
-	err := wire.Ask(socket, wire.OpList, func(a *wire.Answer) {
+	err := d.ask(wire.OpList, func(a *wire.Answer) {
 		if a.Unit != nil {
 			list = append(list, *a.Unit)
 		}
 	})
-	return list, explain(err)
+	return list, err
 }
 
-func fetchReport(socket string) (*report, error) {
+func (d daemon) report() (*report, error) {
 	r := &report{Lost: []wire.Lost{}, Problems: []string{}}
-	err := wire.Ask(socket, wire.OpStatus, func(a *wire.Answer) {
+	err := d.ask(wire.OpStatus, func(a *wire.Answer) {
 		switch {
 		case a.Status != nil:
 			r.Status = *a.Status
@@ -93,17 +111,20 @@ func fetchReport(socket string) (*report, error) {
 			r.Problems = append(r.Problems, a.Problem)
 		}
 	})
-	return r, explain(err)
+	return r, err
 }
 
-// explain tells an operator what to do about an fdbridged that is not there.
-func explain(err error) error {
+// ask is wire.Ask with errors that tell an operator what to do about them.
+func (d daemon) ask(op string, each func(*wire.Answer)) error {
+	err := wire.Ask(d.socket, op, each)
 	switch {
 	case errors.Is(err, unix.EACCES):
 		return fmt.Errorf("%w: only root may ask fdbridged", err)
+	case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET), errors.Is(err, unix.EPIPE):
+		return fmt.Errorf("fdbridged broke off its answer: %w", err)
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ECONNREFUSED):
-		if _, missing := os.Stat("/dev/liveupdate"); missing != nil {
-			return fmt.Errorf("fdbridged is not running, because this kernel offers no live update: it needs CONFIG_LIVEUPDATE=y and to be booted with kho=on liveupdate=on")
+		if _, missing := os.Stat(d.device); errors.Is(missing, fs.ErrNotExist) {
+			return errors.New("fdbridged is not running, because this kernel offers no live update: it needs CONFIG_LIVEUPDATE=y and to be booted with kho=on liveupdate=on")
 		}
 		return fmt.Errorf("%w: fdbridged is not running; see systemctl status fdbridged.service", err)
 	}
@@ -111,9 +132,10 @@ func explain(err error) error {
 }
 
 // output prints v as JSON, or as text.
-func output(w io.Writer, asJSON bool, v any, text func(io.Writer) error) error {
+func output(w io.Writer, asJSON bool, v any, text func() string) error {
 	if !asJSON {
-		return text(w)
+		_, err := io.WriteString(w, text())
+		return err
 	}
 	encoder := json.NewEncoder(w)
 	encoder.SetIndent("", "\t")

@@ -4,38 +4,43 @@ package main
 
 import (
 	"fmt"
-	"io"
-	"strconv"
+	"strings"
 	"text/tabwriter"
 	"time"
 
 	"github.com/fdbridge/fdbridge/bridge/wire"
 )
 
-func printUnits(w io.Writer, list []wire.Unit) error {
+// unitsText is a table that fits 80 columns for unit names of up to 38 bytes.
+// Longer names make it wider and are not cut, as systemctl does not cut them
+// where its output is no terminal: people copy and scripts read them.
+func unitsText(list []wire.Unit) string {
 	if len(list) == 0 {
-		_, err := fmt.Fprintln(w, "No unit has opted in, and nothing is held.")
-		return err
+		return "No unit has opted in, and nothing is held.\n"
 	}
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	var text strings.Builder
+	table := tabwriter.NewWriter(&text, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "UNIT\tSTATE\tSTORED\tHELD\tSIZE\tLOST")
 	for _, u := range list {
 		size := "-"
 		if u.Held > 0 {
-			size = bytes(u.HeldBytes)
+			size = formatBytes(u.HeldBytes)
 		}
 		fmt.Fprintf(table, "%s\t%s\t%d\t%d\t%s\t%d\n", u.Unit, u.State, u.Stored, u.Held, size, u.Lost)
 	}
-	return table.Flush()
+	_ = table.Flush() // a Builder takes everything
+	return text.String()
 }
 
-func printReport(w io.Writer, r *report) error {
-	table := tabwriter.NewWriter(w, 0, 0, 1, ' ', tabwriter.AlignRight)
+func reportText(r *report) string {
+	var text strings.Builder
+	table := tabwriter.NewWriter(&text, 0, 0, 1, ' ', tabwriter.AlignRight)
 	row := func(name, format string, args ...any) {
 		fmt.Fprintf(table, "%s:\t %s\n", name, fmt.Sprintf(format, args...))
 	}
 	row("fdbridge", "%s", r.Version)
-	row("Kernel", "%s, boot %s", r.Kernel.Release, r.Kernel.BootID)
+	row("Kernel", "%s", r.Kernel.Release)
+	row("Boot ID", "%s", r.Kernel.BootID)
 	switch n := r.Kernel.LiveUpdateNumber; {
 	case n == nil:
 		row("Live updates", "number not known: %s", r.Kernel.Note)
@@ -49,30 +54,47 @@ func printReport(w io.Writer, r *report) error {
 	}
 	if h := r.Handover; h != nil {
 		row("Preserved", "%s, in %s", h.Time.Format(time.RFC3339), (time.Duration(h.DurationUS) * time.Microsecond).Round(time.Millisecond))
-		row("Carried", "%d fds of %d units, %s", h.Entries, h.Units, bytes(h.Bytes))
-		row("Lost", "%d fds", h.Lost)
-		row("Held", "the fds of %d units", r.Held)
+		row("Carried", "%s of %s, %s", count(h.Entries, "fd"), count(h.Units, "unit"), formatBytes(h.Bytes))
+		row("Lost", "%s", count(h.Lost, "fd"))
+		row("Held", "the fds of %s", count(r.Held, "unit"))
 	} else {
-		row("Carried", "nothing: this kernel was started without a live update by fdbridge")
+		row("Carried", "nothing: no live update by fdbridge led to this kernel")
 	}
-	if err := table.Flush(); err != nil {
-		return err
-	}
+	_ = table.Flush() // a Builder takes everything
 	for _, l := range r.Lost {
-		fmt.Fprintf(w, "Lost: %s: fd %q (%s): %s\n", l.Unit, l.Name, l.Type, l.Reason)
+		fmt.Fprintf(&text, "Lost: %s: fd %q (%s): %s\n", l.Unit, l.Name, l.Type, oneLine(l.Reason))
 	}
 	for _, p := range r.Problems {
-		fmt.Fprintf(w, "Problem: %s\n", p)
+		fmt.Fprintf(&text, "Problem: %s\n", p)
 	}
-	return nil
+	return text.String()
 }
 
-// bytes writes a size as systemd does: "64M", "1.5G".
-func bytes(n int64) string {
-	const units = "BKMGTPE"
-	value, unit := float64(n), 0
-	for value >= 1024 && unit < len(units)-1 {
-		value, unit = value/1024, unit+1
+// oneLine makes one line of the several that a joined error has.
+func oneLine(s string) string { return strings.ReplaceAll(s, "\n", "; ") }
+
+// count writes a number of things: "1 fd", "2 fds".
+func count(n int, thing string) string {
+	if n != 1 {
+		thing += "s"
 	}
-	return strconv.FormatFloat(value, 'f', -1, 64)[:min(len(strconv.FormatFloat(value, 'f', -1, 64)), 4)] + units[unit:unit+1]
+	return fmt.Sprintf("%d %s", n, thing)
+}
+
+// formatBytes writes a size as systemd does (format_bytes_full in
+// src/basic/format-util.c of systemd 257): "100B", "64M", "1.5G". The digit
+// after the point is cut off, not rounded, and left out when it is zero.
+func formatBytes(n int64) string {
+	const units = "KMGTPE"
+	if n < 1<<10 {
+		return fmt.Sprintf("%dB", n)
+	}
+	unit := 0
+	for ; n >= 1<<20; n >>= 10 {
+		unit++
+	}
+	if tenths := n % 1024 * 10 / 1024; tenths > 0 {
+		return fmt.Sprintf("%d.%d%c", n>>10, tenths, units[unit])
+	}
+	return fmt.Sprintf("%d%c", n>>10, units[unit])
 }

@@ -48,13 +48,8 @@ func preserveStores(ctx context.Context, log *journal.Log) (*bridge.Preserved, e
 	if err != nil {
 		return nil, err
 	}
-	manager, err := units.Connect(ctx, units.PrivateSocket)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = manager.Close() }() // it was only asked
 	preserver := bridge.Preserver{
-		Stores:     manager,
+		Stores:     &units.Reader{Socket: units.PrivateSocket},
 		Duplicator: func() (bridge.Duplicator, error) { return units.OpenDuplicator(1) },
 		Kernel:     session.System{},
 		Device:     session.Path,

@@ -47,56 +47,89 @@ func serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	line := &bridge.Line{Socket: units.PrivateSocket}
-	defer func() { _ = line.Close() }() // it was only asked
-	addDropIns(ctx, holder, line)
-	server := newServer(settings, holder, line, log)
+	addDropIns(ctx, holder)
+	reader := &units.Reader{Socket: units.PrivateSocket}
+	pinner := newPinner(settings, reader, log)
+	server := newServer(settings, holder, reader, log)
+	server.Started = pinner.Notice
 	if err := server.Begin(ctx); err != nil {
 		log.Warning("Units will start more slowly: %v", err)
 	}
 	if err := socket.Ready(statusLine(holder)); err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	pinner := bridge.Pinner{
-		PID1:     func(ctx context.Context) (bridge.PinManager, error) { return line.Manager(ctx) },
-		Covered:  func() (map[string]bool, error) { return generator.Covered(generator.Dir) },
-		Excluded: settings.Excluded,
-		Log:      log,
-	}
+	return run(ctx, server, pinner, listener, log)
+}
+
+// run serves the socket and pins units until ctx ends.
+func run(ctx context.Context, server *bridge.Server, pinner *bridge.Pinner, listener *wire.Listener, log *journal.Log) error {
 	var running sync.WaitGroup
 	defer running.Wait()
+	watcher, err := units.NewWatcher("")
+	if err != nil {
+		log.Err("Transient units may lose their fd store when they stop: %v", err)
+	} else {
+		running.Go(func() { pinner.Follow(watcher) })
+	}
 	running.Go(func() { pinner.Run(ctx) })
-	stop := context.AfterFunc(ctx, func() { _ = listener.Close() })
+	stop := context.AfterFunc(ctx, func() {
+		_ = listener.Close()
+		if watcher != nil {
+			_ = watcher.Close()
+		}
+	})
 	defer stop()
 	return server.Serve(ctx, listener)
 }
 
-func newServer(settings *config.Config, holder *bridge.Holder, line *bridge.Line, log *journal.Log) *bridge.Server {
+func newPinner(settings *config.Config, reader *units.Reader, log *journal.Log) *bridge.Pinner {
+	pinner := bridge.NewPinner()
+	pinner.OptedIn = reader.OptedIn
+	pinner.Pin = pin
+	pinner.Covered = func() (map[string]bool, error) { return generator.Covered(generator.Dir) }
+	pinner.Excluded = settings.Excluded
+	pinner.Log = log
+	return pinner
+}
+
+// pin pins units on one connection to PID 1.
+func pin(ctx context.Context, names []string) error {
+	manager, err := units.Connect(ctx, units.PrivateSocket)
+	if err != nil {
+		return err
+	}
+	for _, unit := range names {
+		err = errors.Join(err, manager.Pin(ctx, units.RuntimeDir, unit))
+	}
+	return errors.Join(err, manager.Close())
+}
+
+func newServer(settings *config.Config, holder *bridge.Holder, reader *units.Reader, log *journal.Log) *bridge.Server {
 	machine, err := bridge.Machine(os.DirFS("/"), kho.KernelLog)
 	if err != nil {
 		log.Warning("Not all of the kernel's live-update state can be read: %v", err)
 	}
-	return &bridge.Server{
-		Holder:   holder,
-		PID1:     func(ctx context.Context) (bridge.PID1, error) { return line.Manager(ctx) },
-		UnitOf:   units.UnitOf,
-		Excluded: settings.Excluded,
-		Machine:  machine,
-		Log:      log,
-	}
+	server := bridge.NewServer()
+	server.Holder = holder
+	server.PID1 = reader
+	server.UnitOf = units.UnitOf
+	server.Excluded = settings.Excluded
+	server.Machine = machine
+	server.Log = log
+	return server
 }
 
 // addDropIns lets units have their fds that the generator could not know.
-func addDropIns(ctx context.Context, holder *bridge.Holder, line *bridge.Line) {
+func addDropIns(ctx context.Context, holder *bridge.Holder) {
 	covered, err := generator.Covered(generator.Dir)
 	unknown := slices.DeleteFunc(holder.Units(), func(unit string) bool {
 		return covered[unit] || generator.HasDropIn(generator.Dir, unit)
 	})
 	added, failed := bridge.AddDropIns(units.RuntimeDir, unknown, generator.DropIn(""))
 	if err = errors.Join(err, failed); added > 0 {
-		manager, failed := line.Manager(ctx)
+		manager, failed := units.Connect(ctx, units.PrivateSocket)
 		if failed == nil {
-			failed = manager.Refresh(ctx)
+			failed = errors.Join(manager.Refresh(ctx), manager.Close())
 		}
 		err = errors.Join(err, failed)
 	}

@@ -186,5 +186,5 @@ kb() { sed -n "s/^$2:[^0-9]*\([0-9]*\).*/\1/p" /proc/$1/status; }
 serve=$(systemctl show -P MainPID fdbridged.service)
 echo "  fdbridged serve, idle                    $(kb $serve VmRSS) kB, peak $(kb $serve VmHWM) kB"
 echo "  fdbridge-inject                          $(stat -c %s /usr/lib/fdbridge/fdbridge-inject) bytes"
-systemd-run --quiet --wait --pipe -p MemoryAccounting=yes -p Type=oneshot -p NotifyAccess=all -p 'ExecStopPost=sh -c "echo \"  memory of a unit with nothing but inject   $(cat /sys/fs/cgroup/system.slice/inject.service/memory.peak) bytes\""' -u inject /usr/lib/fdbridge/fdbridge-inject
+systemd-run --quiet --wait --pipe -p MemoryAccounting=yes -p Type=oneshot -p NotifyAccess=all -p FileDescriptorStoreMax=1 -p 'ExecStopPost=sh -c "echo \"  memory of a unit with nothing but inject   $(cat /sys/fs/cgroup/system.slice/inject.service/memory.peak) bytes\""' -u inject /usr/lib/fdbridge/fdbridge-inject
 `

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bridge_test
+
+import (
+	"context"
+	"errors"
+	"io"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/fdbridge/fdbridge/bridge"
+	"github.com/fdbridge/fdbridge/bridge/journal"
+	"github.com/fdbridge/fdbridge/units"
+)
+
+// pins is what stands in for PID 1 under a Pinner.
+type pins struct {
+	mu      sync.Mutex
+	optedIn []string // the loaded units that have opted in
+	covered map[string]bool
+	pinned  []string
+	asked   [][]string
+	err     error // what the next question is answered with
+}
+
+func (p *pins) OptedIn(_ context.Context, names []string) ([]units.Store, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.asked = append(p.asked, names)
+	err := p.err
+	p.err = nil
+	var list []units.Store
+	for _, unit := range p.optedIn {
+		if names == nil || slices.Contains(names, unit) {
+			list = append(list, units.Store{Unit: unit})
+		}
+	}
+	if err != nil {
+		list = nil
+	}
+	return list, err
+}
+
+func (p *pins) pin(_ context.Context, names []string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.pinned = append(p.pinned, names...)
+	return nil
+}
+
+// run starts a Pinner in a bubble of time, lets it come to rest after each
+// step, and ends it.
+func (p *pins) run(t *testing.T, steps ...func(*bridge.Pinner)) {
+	synctest.Test(t, func(t *testing.T) {
+		pinner := bridge.NewPinner()
+		pinner.OptedIn, pinner.Pin = p.OptedIn, p.pin
+		pinner.Covered = func() (map[string]bool, error) { return p.covered, nil }
+		pinner.Excluded = func(unit string) bool { return unit == "excluded.service" }
+		pinner.Log = journal.To(io.Discard)
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			pinner.Run(ctx)
+		}()
+		synctest.Wait()
+		for _, step := range steps {
+			step(pinner)
+			synctest.Wait()
+		}
+		cancel()
+		<-done
+	})
+}
+
+func TestPinnerPinsWhatTheGeneratorDidNotCover(t *testing.T) {
+	p := &pins{
+		optedIn: []string{"a@1.service", "covered.service", "excluded.service", bridge.OwnUnit, "transient.service"},
+		covered: map[string]bool{"covered.service": true},
+	}
+	p.run(t)
+	if diff := cmp.Diff([]string{"a@1.service", "transient.service"}, p.pinned); diff != "" {
+		t.Errorf("pinned (-want +got):\n%s", diff)
+	}
+}
+
+func TestPinnerPinsAStartedUnitOnceAndAsksForItAlone(t *testing.T) {
+	p := &pins{}
+	p.run(t, func(pinner *bridge.Pinner) {
+		p.optedIn = []string{"new.service", "other.service"}
+		pinner.Notice("new.service")
+	}, func(pinner *bridge.Pinner) { pinner.Notice("new.service") })
+	if diff := cmp.Diff([]string{"new.service"}, p.pinned); diff != "" {
+		t.Errorf("pinned (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([][]string{nil, {"new.service"}}, p.asked); diff != "" {
+		t.Errorf("asked (-want +got):\n%s", diff)
+	}
+}
+
+func TestPinnerThatIsToldTooMuchLooksAtEverything(t *testing.T) {
+	p := &pins{optedIn: []string{"u.service"}}
+	synctest.Test(t, func(t *testing.T) {
+		pinner := bridge.NewPinner()
+		for range 3000 { // nobody reads yet, and nobody may have to wait
+			pinner.Notice("x.service")
+		}
+		pinner.OptedIn, pinner.Pin = p.OptedIn, p.pin
+		pinner.Covered = func() (map[string]bool, error) { return nil, nil }
+		pinner.Excluded = func(string) bool { return false }
+		pinner.Log = journal.To(io.Discard)
+		ctx, cancel := context.WithCancel(t.Context())
+		go pinner.Run(ctx)
+		synctest.Wait()
+		cancel()
+	})
+	if diff := cmp.Diff([]string{"u.service"}, p.pinned); diff != "" {
+		t.Errorf("pinned (-want +got):\n%s", diff)
+	}
+}
+
+func TestPinnerAsksAgainWhenPID1DidNotAnswer(t *testing.T) {
+	p := &pins{optedIn: []string{"a@1.service"}, err: errors.Join(units.ErrManager, errors.New("no answer"))}
+	p.run(t, func(*bridge.Pinner) { time.Sleep(time.Minute) /* of the bubble */ })
+	if diff := cmp.Diff([]string{"a@1.service"}, p.pinned); diff != "" {
+		t.Errorf("pinned (-want +got):\n%s", diff)
+	}
+}

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
+
+	"github.com/fdbridge/fdbridge/bridge/wire"
+	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
+)
+
+func TestMain(m *testing.M) { fdtest.Main(m) }
+
+// The scripts have, besides what testscript offers:
+//
+//	fdbridged        starts an fdbridged on the file "socket", which answers a
+//	                 request with the packets in the file of the request's name
+//	                 and hangs up; it ends with the script
+//	deaf-fdbridged   starts one that hangs up on everybody
+//	dead-fdbridged   leaves a socket that nobody listens on
+//	[!] fdbridgectl  runs the command with the files "socket" and "device"
+//	[!] as-nobody    does so as a user whom "socket" is closed to
+//	fits FILE        demands that no line has more than 80 columns
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{
+		Dir: "testdata",
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"fdbridged":      startDaemon(answer),
+			"deaf-fdbridged": startDaemon(func(*wire.Conn, string) error { return nil }),
+			"dead-fdbridged": leaveSocket,
+			"fdbridgectl":    runCommand,
+			"as-nobody":      runAsNobody,
+			"fits":           fits,
+		},
+	})
+}
+
+func runCommand(ts *testscript.TestScript, neg bool, args []string) {
+	checkStatus(ts, neg, runWith(ts, args))
+}
+
+// runAsNobody runs the command with nobody's access to files, whoever runs the
+// test.
+func runAsNobody(ts *testscript.TestScript, neg bool, args []string) {
+	status := make(chan int)
+	go func() {
+		runtime.LockOSThread() // and never unlock: the thread ends with its user
+		_ = unix.Setfsuid(65534)
+		status <- runWith(ts, args)
+	}()
+	checkStatus(ts, neg, <-status)
+}
+
+func runWith(ts *testscript.TestScript, args []string) int {
+	d := daemon{socket: ts.MkAbs("socket"), device: ts.MkAbs("device")}
+	return run(command(d), args, ts.Stdout(), ts.Stderr())
+}
+
+func checkStatus(ts *testscript.TestScript, neg bool, status int) {
+	want := 0
+	if neg {
+		want = 1
+	}
+	if status != want {
+		ts.Fatalf("exit status %d, want %d", status, want)
+	}
+}
+
+func startDaemon(answer func(*wire.Conn, string) error) func(*testscript.TestScript, bool, []string) {
+	return func(ts *testscript.TestScript, _ bool, _ []string) {
+		listener, err := wire.Listen(ts.MkAbs("socket"))
+		ts.Check(err)
+		dir, done := ts.MkAbs("."), make(chan error, 1)
+		go func() {
+			var err error
+			for err == nil {
+				var conn *wire.Conn
+				if conn, err = listener.Accept(); err == nil {
+					err = errors.Join(answer(conn, dir), conn.Close())
+				}
+			}
+			done <- err
+		}()
+		ts.Defer(func() {
+			_ = listener.Close()
+			if err := <-done; !errors.Is(err, os.ErrClosed) {
+				ts.Fatalf("fdbridged: %v", err)
+			}
+		})
+	}
+}
+
+func answer(conn *wire.Conn, dir string) error {
+	var request wire.Request
+	if _, err := conn.Receive(&request); err != nil {
+		return err
+	}
+	packets, err := os.Open(filepath.Join(dir, request.Op))
+	if err != nil {
+		return err
+	}
+	defer packets.Close()
+	decoder := json.NewDecoder(packets)
+	decoder.DisallowUnknownFields()
+	for {
+		var packet wire.Answer
+		if err := decoder.Decode(&packet); errors.Is(err, io.EOF) {
+			return nil
+		} else if err != nil {
+			return err
+		}
+		if err := conn.Send(packet, nil); err != nil {
+			return err
+		}
+	}
+}
+
+func leaveSocket(ts *testscript.TestScript, _ bool, _ []string) {
+	listener, err := wire.Listen(ts.MkAbs("socket"))
+	ts.Check(err)
+	ts.Check(listener.Close())
+}
+
+func fits(ts *testscript.TestScript, _ bool, args []string) {
+	for line := range strings.Lines(ts.ReadFile(args[0])) {
+		if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > 80 {
+			ts.Fatalf("%d columns: %s", n, line)
+		}
+	}
+}
+
+func TestSizesAreWrittenAsSystemdWritesThem(t *testing.T) {
+	const k, m, g = 1 << 10, 1 << 20, 1 << 30
+	for n, want := range map[int64]string{
+		0: "0B", 100: "100B", k - 1: "1023B",
+		k: "1K", 4 * k: "4K", k + 102: "1K", k + 103: "1.1K", m - 1: "1023.9K",
+		m: "1M", 64 * m: "64M", m + 103*k: "1.1M", g - 1: "1023.9M",
+		// A little above 1.1M, which systemd computes in whole KiB.
+		m + 102*k + 900: "1M",
+		g + g/2:         "1.5G", g << 10: "1T", g << 20: "1P", g << 30: "1E", 1<<63 - 1: "7.9E",
+	} {
+		if got := formatBytes(n); got != want {
+			t.Errorf("formatBytes(%d) = %q, want %q", n, got, want)
+		}
+	}
+}
+
+func TestOutputThatCannotBeWrittenIsAnError(t *testing.T) {
+	full, err := os.OpenFile("/dev/full", os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer full.Close()
+	for _, asJSON := range []bool{false, true} {
+		err := output(full, asJSON, []wire.Unit{}, func() string { return unitsText(nil) })
+		if !errors.Is(err, unix.ENOSPC) {
+			t.Errorf("output, JSON %v: %v, want ENOSPC", asJSON, err)
+		}
+	}
+}

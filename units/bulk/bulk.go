@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package bulk asks PID 1 many questions at a time, over its private socket
+// and in D-Bus's own words.
+//
+// It is there for the one place where time counts: between the end of the
+// services and the kexec, some thousand questions are asked and answered, and
+// a general D-Bus library spends ten times as long on them as PID 1 itself. It
+// can call methods and read the answers that fdbridge needs; signals, fds and
+// everything else belong to godbus.
+package bulk
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strconv"
+	"time"
+)
+
+// window is how many calls are on their way at a time. sd-bus keeps at most
+// BUS_RQUEUE_MAX and BUS_WQUEUE_MAX messages of a connection, 64K each
+// (src/libsystemd/sd-bus/bus-internal.h, systemd 257), and what is on its way
+// is in memory on both sides.
+const window = 1024
+
+// ErrProtocol says that what came is not what D-Bus's specification allows, or
+// not the kind of answer that was expected.
+var ErrProtocol = errors.New("malformed D-Bus message")
+
+// Call is one method call and what becomes of it.
+type Call struct {
+	Path, Interface, Member string
+	// Args are the arguments: strings, and lists of strings.
+	Args []any
+	// Read reads the answer's body, whose signature must be Signature. It is
+	// not called for an error, and what it reads past the end makes Err.
+	Signature string
+	Read      func(*Reader)
+	// Err is the error that this call was answered with, an *Error, or what
+	// is wrong with the answer.
+	Err error
+}
+
+// Error is an error that the service manager answered with.
+type Error struct{ Name, Message string }
+
+// Error implements error.
+func (e *Error) Error() string {
+	if e.Message == "" {
+		return e.Name
+	}
+	return e.Message
+}
+
+// Conn is a connection to PID 1. One goroutine at a time may use it.
+type Conn struct {
+	conn   net.Conn
+	in     *bufio.Reader
+	serial uint32
+	call   []byte // the call that is written last
+	calls  []byte // those of one round, one right behind the other
+}
+
+// Dial connects to the service manager's socket at path and authenticates as
+// the user that this process runs as; PID 1 takes root only. It is bounded by
+// ctx. The caller closes the Conn.
+func Dial(ctx context.Context, path string) (*Conn, error) {
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	c := &Conn{conn: conn, in: bufio.NewReaderSize(conn, 64<<10)}
+	if err := c.within(ctx, c.authenticate); err != nil {
+		return nil, errors.Join(fmt.Errorf("authenticate at %s: %w", path, err), conn.Close())
+	}
+	return c, nil
+}
+
+// Close closes the connection.
+func (c *Conn) Close() error { return c.conn.Close() }
+
+// within makes the reads and writes of do end with ctx. It fails whenever ctx
+// ended first, since the connection is then of no use to what comes after do.
+func (c *Conn) within(ctx context.Context, do func() error) error {
+	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetDeadline(time.Unix(1, 0)) })
+	err := do()
+	if !stop() {
+		err = errors.Join(context.Cause(ctx), err)
+	}
+	return err
+}
+
+// authenticate says all there is to say at once, as sd-bus itself does
+// (bus_socket_start_auth_client in src/libsystemd/sd-bus/bus-socket.c).
+func (c *Conn) authenticate() error {
+	uid := hex.EncodeToString([]byte(strconv.Itoa(os.Getuid())))
+	if _, err := fmt.Fprintf(c.conn, "\x00AUTH EXTERNAL %s\r\nBEGIN\r\n", uid); err != nil {
+		return err
+	}
+	line, err := c.in.ReadSlice('\n') // fails for one that does not end
+	if err != nil {
+		return err
+	}
+	if !bytes.HasPrefix(line, []byte("OK ")) {
+		return fmt.Errorf("%w: %.60q instead of OK", ErrProtocol, line)
+	}
+	return nil
+}
+
+// Do makes the calls and waits for all answers. The error is of the connection,
+// which is then of no use any more, or that of ctx; the calls' own are in them.
+func (c *Conn) Do(ctx context.Context, calls []Call) error {
+	return c.within(ctx, func() error {
+		for batch := range slices.Chunk(calls, window) {
+			if err := c.round(batch); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// round makes calls, and reads answers while it still writes, so that neither
+// side waits for the other to read.
+func (c *Conn) round(calls []Call) error {
+	first := c.serial + 1
+	c.calls = c.calls[:0]
+	for i := range calls {
+		c.serial++
+		c.call = encodeCall(c.call, c.serial, &calls[i])
+		c.calls = append(c.calls, c.call...)
+	}
+	written := make(chan error, 1)
+	go func() {
+		_, err := c.conn.Write(c.calls)
+		written <- err
+	}()
+	err := c.answers(first, calls)
+	if err != nil {
+		_ = c.conn.Close() // so that the writer ends
+	}
+	return errors.Join(err, <-written)
+}
+
+// answers reads messages until each call has its answer. Signals, which PID 1
+// sends to every private connection, are passed over.
+func (c *Conn) answers(first uint32, calls []Call) error {
+	answered := make([]bool, len(calls))
+	for left := len(calls); left > 0; {
+		m, err := c.receive()
+		if err != nil {
+			return err
+		}
+		i := int64(m.replyTo) - int64(first)
+		if m.kind != kindReturn && m.kind != kindError {
+			continue
+		}
+		if i < 0 || i >= int64(len(calls)) || answered[i] {
+			return fmt.Errorf("%w: an answer to call %d, which waits for none", ErrProtocol, m.replyTo)
+		}
+		answered[i] = true
+		left--
+		calls[i].Err = m.answer(&calls[i])
+	}
+	return nil
+}

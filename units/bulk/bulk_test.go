@@ -202,7 +202,7 @@ func TestCallsArriveAsTheyWereMade(t *testing.T) {
 		{"as", []any{[]string{}}},
 		{"as", []any{[]string{""}}},
 		{"asas", []any{[]string(nil), []string{"*.service", `a\\x2db.service`, "abc"}}},
-		{"sass", []any{"abc", []string{"x", "yz"}, "e"}},
+		{"sass", []any{"a", []string{"x", "yz"}, "e"}},
 	} {
 		path, iface, member := "/p"+strings.Repeat("x", i), "a.b"+strings.Repeat("y", 2*i), "M"+strings.Repeat("z", 3*i)
 		calls = append(calls, bulk.Call{Path: path, Interface: iface, Member: member, Args: test.args,
@@ -233,7 +233,7 @@ func TestErrorsAreOfTheCallThatTheyAnswer(t *testing.T) {
 	ctx, conn := dial(t, func(p *bulktest.Peer) {
 		calls := p.Calls(4)
 		p.Send(bulktest.Fail(calls[0], "a.b.Text", "it is so"), bulktest.Fail(calls[1], "a.b.None"),
-			bulktest.Fail(calls[2], "a.b.Other", uint32(1)), bulktest.Return(calls[3], "fine"))
+			bulktest.Fail(calls[2], "a.b.Other", dbus.ObjectPath("/no/text")), bulktest.Return(calls[3], "fine"))
 	})
 	var texts [4]string
 	calls := make([]bulk.Call, 4)

@@ -41,13 +41,14 @@ func TestAMalformedAnswerIsTheErrorOfItsCallAlone(t *testing.T) {
 		body      []byte
 	}{
 		"another signature":              {"s", readText, "u", body(1)},
+		"an object path":                 {"s", readText, "o", body(5, "short\x00")},
 		"no signature":                   {"s", readText, "", nil},
 		"no body":                        {"s", readText, "s", nil},
 		"a text that ends early":         {"s", readText, "s", body(6, "short")},
 		"a text without its NUL":         {"s", readText, "s", body(5, "short")},
 		"a text of 4 GiB":                {"s", readText, "s", body(-1, "short\x00")},
 		"more than a text":               {"s", readText, "s", body(5, "short\x00\x00")},
-		"a variant of another type":      {"v", readVariantUint32, "v", body("\x01s\x00\x00", 0, "\x00")},
+		"a variant of another type":      {"v", readVariantUint32, "v", body("\x01i\x00\x00", 0)},
 		"a variant of no type":           {"v", readVariantUint32, "v", nil},
 		"a variant without its value":    {"v", readVariantUint32, "v", body("\x01u\x00")},
 		"a variant whose type ends":      {"v", readVariantUint32, "v", body("\x05u")},
@@ -112,7 +113,8 @@ func TestAMalformedMessageEndsTheConnection(t *testing.T) {
 		"big-endian": {func(t *testing.T, call *dbus.Message) []byte {
 			return bulktest.Encode(t, bulktest.Return(call, "good"), binary.BigEndian)
 		}, bulk.ErrProtocol},
-		"another version": {func(t *testing.T, call *dbus.Message) []byte { return patched(t, call, 3, 2) }, bulk.ErrProtocol},
+		"the mark of big-endian": {func(t *testing.T, call *dbus.Message) []byte { return patched(t, call, 0, 'B') }, bulk.ErrProtocol},
+		"another version":        {func(t *testing.T, call *dbus.Message) []byte { return patched(t, call, 3, 2) }, bulk.ErrProtocol},
 		"a body of more than 64 MiB": {func(t *testing.T, call *dbus.Message) []byte {
 			return patched(t, call, 4, 0, 0, 0, 4)
 		}, bulk.ErrProtocol},
@@ -120,10 +122,10 @@ func TestAMalformedMessageEndsTheConnection(t *testing.T) {
 			return patched(t, call, 12, 0xff, 0xff, 0xff, 0xff)
 		}, bulk.ErrProtocol},
 		"fields that end early": {func(t *testing.T, call *dbus.Message) []byte {
-			return answerWith(body("\x05\x01u\x00\x01"))
+			return answerWith(body("\x05\x01u\x00", int(call.Serial()), "\x07\x01s\x00", 100))
 		}, bulk.ErrProtocol},
 		"a field of a type that no field has": {func(t *testing.T, call *dbus.Message) []byte {
-			return answerWith(body("\x05\x01t\x00", 0, 1, 0))
+			return answerWith(body("\x05\x01u\x00", int(call.Serial()), "\x07\x01t\x00"))
 		}, bulk.ErrProtocol},
 		"an answer to no call": {func(t *testing.T, call *dbus.Message) []byte { return answerWith(nil) }, bulk.ErrProtocol},
 		"an answer to a call before": {func(t *testing.T, call *dbus.Message) []byte {

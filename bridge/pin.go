@@ -83,10 +83,8 @@ func (p *Pinner) Run(ctx context.Context) {
 	for {
 		if err := p.look(ctx, next, pinned); err != nil && ctx.Err() == nil {
 			p.Log.Warning("Units that nothing refers to may lose their fd store when they stop: %v", err)
-			select {
-			case <-time.After(retryDelay):
-				p.tell(news{all: true})
-			case <-ctx.Done():
+			if errors.Is(err, units.ErrManager) {
+				p.again(ctx)
 			}
 		}
 		select {
@@ -94,6 +92,15 @@ func (p *Pinner) Run(ctx context.Context) {
 			return
 		case next = <-p.news:
 		}
+	}
+}
+
+// again makes everything be looked at after a while.
+func (p *Pinner) again(ctx context.Context) {
+	select {
+	case <-time.After(retryDelay):
+		p.tell(news{all: true})
+	case <-ctx.Done():
 	}
 }
 

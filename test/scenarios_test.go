@@ -286,8 +286,8 @@ func removal(b *bed) {
 	b.sh("cp /etc/systemd/system/a.service '/etc/systemd/system/i@.service'; systemctl daemon-reload; systemctl start i@1.service")
 	b.sh("timeout 30 sh -c 'until systemctl -q is-active fdbridge-pin-*.target; do sleep 0.1; done'")
 	b.sh("dpkg --remove fdbridge")
-	const traces = `find / -xdev -path /proc -prune -o -name '*fdbridge*' -print | grep -v -e ^/var/lib/dpkg/info -e ^/usr/lib/fdbridge-test -e ^/root
-find /run -name '*fdbridge*'; systemctl list-units --all --plain --no-legend '*fdbridge*'
+	const traces = `find / -xdev -path /proc -prune -o -name '*fdbridge*' -print | grep -v -e ^/var/lib/dpkg/info -e ^/usr/lib/fdbridge-test -e ^/root || true
+find /run -name '*fdbridge*' -not -name '*virtio*'; systemctl list-units --all --plain --no-legend '*fdbridge*' | grep -v virtio || true
 systemctl show -P DropInPaths -P ExecStartPre a.service i@1.service`
 	if got := b.sh("%s", traces); got != "/etc/fdbridge\n/etc/fdbridge/fdbridge.conf" {
 		b.Errorf("what is left of a removed fdbridge is more than its configuration:\n%s", got)

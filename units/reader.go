@@ -43,8 +43,9 @@ func (r *Reader) ask(ctx context.Context, calls []bulk.Call) error {
 // Stores returns, sorted by name, the stores of all loaded services that hold
 // at least one fd. It asks PID 1 in three rounds, whatever their number.
 //
-// A store that could not be read is left out and is part of the error, which
-// can come together with stores; with ErrManager there are none.
+// A store that could not be read is left out, and a property that could not be
+// is empty; both are part of the error, which can come together with stores.
+// With ErrManager there are none.
 func (r *Reader) Stores(ctx context.Context) ([]Store, error) {
 	services, err := r.services(ctx, []string{"*.service"})
 	if err != nil {

@@ -27,7 +27,7 @@ const (
 	// starts without the fds, which are held on.
 	connectTimeout = 10 * time.Second
 	// answerTimeout bounds each wait for an answer of fdbridged.
-	answerTimeout = 90 * time.Second
+	answerTimeout = 2 * time.Minute
 	// retryDelay is between two tries to connect.
 	retryDelay = 20 * time.Millisecond
 )

@@ -22,11 +22,12 @@ import (
 
 const (
 	// sendTimeout bounds how long a message waits for room in the service
-	// manager's queue.
-	sendTimeout = 20 * time.Second
+	// manager's queue. While it starts a hundred units on two slow processors,
+	// it has been seen not to read one for more than 20 s.
+	sendTimeout = 80 * time.Second
 	// barrierTimeout bounds how long the service manager may take to get to a
 	// barrier: while it reloads it reads no messages.
-	barrierTimeout = 30 * time.Second
+	barrierTimeout = 80 * time.Second
 )
 
 var (
@@ -36,7 +37,7 @@ var (
 	ErrName = errors.New("not a name for a stored fd: systemd takes up to 255 printable ASCII characters other than a colon")
 	// ErrBarrier says that the service manager did not get to the barrier in
 	// time.
-	ErrBarrier = errors.New("the service manager did not read its messages within 30 seconds")
+	ErrBarrier = errors.New("the service manager did not read its messages within 80 seconds")
 )
 
 // Socket sends messages to the service manager.
@@ -110,7 +111,7 @@ func (s *Socket) Remove(name string) error {
 }
 
 // Barrier returns when the service manager has read all messages sent before,
-// or ErrBarrier after thirty seconds.
+// or ErrBarrier after eighty seconds.
 func (s *Socket) Barrier() error {
 	var pipe [2]int
 	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {

@@ -95,6 +95,12 @@ func (h *Holder) adopt(p notify.Passed) {
 func (h *Holder) retrieve(ctx context.Context, again bool) error {
 	ctx, stop := context.WithTimeout(ctx, deviceTimeout)
 	defer stop()
+	if again { // what was adopted can be delivered whatever becomes of the rest
+		var err error
+		if h.index, err = h.readIndex(); err != nil {
+			return err
+		}
+	}
 	device, err := session.OpenWait(ctx, h.Kernel, h.Device)
 	if err != nil {
 		return err
@@ -108,9 +114,9 @@ func (h *Holder) retrieve(ctx context.Context, again bool) error {
 		if err != nil {
 			return err
 		}
-	}
-	if h.index, err = h.readIndex(); err != nil {
-		return err
+		if h.index, err = h.readIndex(); err != nil {
+			return err
+		}
 	}
 	for _, unit := range h.index.Units {
 		for _, name := range unit.Sessions {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/fdbridge/fdbridge/bridge/journal"
@@ -29,7 +30,8 @@ type Pinner struct {
 	Excluded func(unit string) bool
 	Log      *journal.Log
 
-	news chan news
+	news   chan news
+	missed atomic.Bool // news that had no room
 }
 
 // news is what may have to be pinned: services, or everything.
@@ -48,16 +50,8 @@ func (p *Pinner) Notice(unit string) { p.tell(news{services: []string{unit}}) }
 func (p *Pinner) tell(n news) {
 	select {
 	case p.news <- n:
-		return
-	default:
-	}
-	select { // make room: what is taken out is part of everything
-	case <-p.news:
-	default:
-	}
-	select {
-	case p.news <- news{all: true}:
-	default:
+	default: // there is no room, so Run has something to read, and then looks here
+		p.missed.Store(true)
 	}
 }
 
@@ -115,6 +109,7 @@ func (p *Pinner) look(ctx context.Context, next news, pinned map[string]bool) er
 			more = false
 		}
 	}
+	next.all = p.missed.Swap(false) || next.all
 	var ask []string // nil for everything
 	if !next.all {
 		for _, unit := range next.services {

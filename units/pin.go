@@ -27,7 +27,7 @@ func PinName(unit string) string {
 //
 // systemd 254 to 260 unload a stopped unit that no other loaded unit refers to
 // in spite of FileDescriptorStorePreserve=yes (unit_gc_sweep in
-// src/core/unit.c and service_may_gc in src/core/service.c look at references
+// src/core/manager.c and service_may_gc in src/core/service.c look at references
 // and processes, not at the store). An active target that orders itself after
 // the unit is such a reference. It needs a file, in dir, which is RuntimeDir but in
 // tests: PID 1 makes no transient targets; and a transient slice is stopped by
@@ -39,7 +39,7 @@ func (m *Manager) Pin(ctx context.Context, dir, unit string) error {
 	defer stop()
 	name := PinName(unit)
 	text := fmt.Sprintf("# Made by fdbridged.\n[Unit]\nDescription=Keeps the fd store of %s\n"+
-		"DefaultDependencies=no\nAfter=%[1]s\n", unit)
+		"DefaultDependencies=no\nIgnoreOnIsolate=yes\nAfter=%[1]s\n", unit)
 	err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644)
 	if err == nil {
 		_, err = m.sd.StartUnitContext(ctx, name, "fail", nil)

@@ -236,7 +236,7 @@ func isAnswer(err error, names ...string) bool {
 }
 
 // unitPath is the object path of a unit, whether it is loaded or not
-// (unit_dbus_path_from_name in src/basic/unit-name.c).
+// (unit_dbus_path_from_name in src/basic/unit-def.c).
 func unitPath(unit string) string {
 	var b strings.Builder
 	b.WriteString(managerPath + "/unit/")

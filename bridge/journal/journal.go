@@ -56,15 +56,23 @@ func Native(program string) *Log {
 	}}
 }
 
+// maxKernelText is how much text is put into one record of the kernel log, which
+// refuses records of more than 1,024 bytes (PRINTKRB_RECORD_MAX, kernel/printk/internal.h).
+const maxKernelText = 900
+
 // toKernel opens the device for each message, because the kernel limits the
-// rate of writes per open file (devkmsg_write in kernel/printk/printk.c) and a
+// rate of writes per open file (devkmsg_write in kernel/printk/internal.h) and a
 // message about a lost fd may not be dropped.
 func toKernel(program string, priority int, text string) error {
 	kmsg, err := os.OpenFile("/dev/kmsg", os.O_WRONLY, 0)
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(kmsg, "<%d>%s: %s\n", priority, program, text)
+	for rest := text; rest != "" && err == nil; {
+		n := min(len(rest), maxKernelText)
+		_, err = fmt.Fprintf(kmsg, "<%d>%s: %s\n", priority, program, rest[:n])
+		rest = rest[n:]
+	}
 	return errors.Join(err, kmsg.Close())
 }
 

@@ -8,6 +8,7 @@ package main
 import (
 	"os"
 	"strconv"
+	"time"
 
 	"github.com/fdbridge/fdbridge/bridge/deliver"
 	"github.com/fdbridge/fdbridge/bridge/journal"
@@ -16,8 +17,16 @@ import (
 	"github.com/fdbridge/fdbridge/units/notify"
 )
 
+// timeout bounds the whole, below the 90 s after which systemd by default lets a
+// unit fail that has not started: it is to start without its fds then.
+const timeout = 75 * time.Second
+
 func main() {
 	log := journal.Stderr()
+	time.AfterFunc(timeout, func() {
+		log.Err("The unit's fds were not all delivered within %v; the others are held on", timeout)
+		os.Exit(1)
+	})
 	store, err := notify.Open(os.Getenv("NOTIFY_SOCKET"))
 	if err != nil {
 		log.Err("The unit's fds cannot be delivered and are held on: %v", err)

@@ -36,6 +36,7 @@ func preserve(ctx context.Context) error {
 	// The sessions last as long as this process: until the kexec, or until the
 	// shutdown is called off and the service stopped.
 	<-ctx.Done()
+	log.Warning("The service was stopped before the kexec: no fd store will be carried into the next kernel.")
 	return errors.Join(preserved.Close(), socket.Close())
 }
 

@@ -65,6 +65,8 @@ func serve(ctx context.Context) error {
 func run(ctx context.Context, server *bridge.Server, pinner *bridge.Pinner, listener *wire.Listener, log *journal.Log) error {
 	var running sync.WaitGroup
 	defer running.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel() // also when serving fails: the service is started again
 	watcher, err := units.NewWatcher("")
 	if err != nil {
 		log.Err("Transient units may lose their fd store when they stop: %v", err)

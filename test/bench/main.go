@@ -106,6 +106,7 @@ func measure(ctx context.Context, builder *machine.Builder, log *progress.Log, n
 	if f.ready, err = readiness(ctx, m); err != nil {
 		return f, err
 	}
+	log.Printf("%s fdbridge: ready after %v", name, f.ready)
 	r, err := m.Shell(ctx, sizes)
 	f.sizes = r.Stdout
 	return f, err

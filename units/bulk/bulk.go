@@ -25,7 +25,7 @@ import (
 )
 
 // window is how many calls are on their way at a time. sd-bus keeps at most
-// BUS_RQUEUE_MAX and BUS_WQUEUE_MAX messages of a connection, 64K each
+// BUS_RQUEUE_MAX and BUS_WQUEUE_MAX messages of a connection, 384K each
 // (src/libsystemd/sd-bus/bus-internal.h, systemd 257), and what is on its way
 // is in memory on both sides.
 const window = 1024

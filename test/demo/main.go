@@ -120,7 +120,11 @@ for i in $(seq %d); do count=$(/usr/local/bin/counter ask); done; echo $count`, 
 		s.number = fmt.Sprint(*n)
 	}
 	r, err = m.Shell(ctx, "tr '\\0' '\\n' < /proc/$(systemctl show -P MainPID counter.service)/environ | sed -n s/^LISTEN_FDNAMES=//p; systemctl show -P NFileDescriptorStore counter.service")
-	s.fds = strings.Join(strings.Fields(r.Stdout), ", in the store: ")
+	fields := strings.Fields(r.Stdout)
+	if len(fields) == 1 { // started without fds
+		fields = append([]string{"none"}, fields...)
+	}
+	s.fds = strings.Join(fields, " passed, in the store: ")
 	return s, err
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// fdbridge-generator is a systemd generator, see systemd.generator(7): at boot
+// Command fdbridge-generator is a systemd generator, see systemd.generator(7): at boot
 // and at every daemon-reload it gives each service whose fd store is to be
 // preserved the drop-in that brings its fds back. It reads unit files and
 // writes drop-ins; it talks to nobody.

@@ -75,17 +75,6 @@ func (s *Socket) Close() error { return s.sock.Close() }
 // Ready says that the service has started, with a status line for people.
 func (s *Socket) Ready(status string) error { return s.send("READY=1\nSTATUS="+oneLine(status), nil) }
 
-// Status sets the status line for people.
-func (s *Socket) Status(status string) error { return s.send("STATUS="+oneLine(status), nil) }
-
-// Stopping says that the service is about to end.
-func (s *Socket) Stopping() error { return s.send("STOPPING=1", nil) }
-
-// ExtendTimeout asks for more time to start, from now on.
-func (s *Socket) ExtendTimeout(d time.Duration) error {
-	return s.send(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", d.Microseconds()), nil)
-}
-
 // Store puts a duplicate of f into the unit's fd store, in front of what is
 // there, whatever f polls (FDPOLL=0). The caller keeps f. It returns ErrName
 // for a name that systemd would ignore (fdname_is_valid in

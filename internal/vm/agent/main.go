@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Agent is the VM harness's hand in the guest: it runs commands and moves files
+// Command agent is the VM harness's hand in the guest: it runs commands and moves files
 // for the host, asked over a virtio-serial port. It knows nothing of fdbridge.
 package main
 

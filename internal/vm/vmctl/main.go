@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Vmctl makes and boots the test bed's virtual machines for the Makefile and
+// Command vmctl makes and boots the test bed's virtual machines for the Makefile and
 // for a person. What it prints on stdout is the path of what it made.
 package main
 

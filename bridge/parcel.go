@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"slices"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/kho"
 	"github.com/fdbridge/fdbridge/session"
@@ -105,35 +103,14 @@ func (p *Preserver) capture(ctx context.Context, parcel *parcel, entries []units
 func duplicate(parcel *parcel, entries []units.Entry, duplicator Duplicator) (changed bool) {
 	for i := range parcel.items {
 		it := &parcel.items[i]
-		if it.file, it.lost = duplicator.Dup(&entries[i]); it.lost == nil {
-			it.lost = describe(it.file, &it.entry)
+		file, err := duplicator.Dup(&entries[i])
+		if it.lost = err; err != nil {
+			changed = changed || errors.Is(err, units.ErrChanged)
+			continue
 		}
-		changed = changed || errors.Is(it.lost, units.ErrChanged)
+		it.file, it.entry.Size, it.entry.Position, it.entry.Seals = file.FD, file.Size, file.Position, kho.Seals(file.Seals)
 	}
 	return changed
-}
-
-// describe notes in the entry what can be seen of a file.
-func describe(f *fd.FD, e *kho.Entry) error {
-	return f.Do(func(raw int) error {
-		var st unix.Stat_t
-		if err := unix.Fstat(raw, &st); err != nil {
-			return fmt.Errorf("look at the file: %w", err)
-		}
-		if st.Mode&unix.S_IFMT != unix.S_IFREG {
-			return nil
-		}
-		e.Size = st.Size
-		var err error
-		if e.Position, err = unix.Seek(raw, 0, unix.SEEK_CUR); err != nil {
-			return fmt.Errorf("look at the file's position: %w", err)
-		}
-		// EINVAL: not a file that can have seals.
-		if seals, err := unix.FcntlInt(uintptr(raw), unix.F_GET_SEALS, 0); err == nil {
-			e.Seals = kho.Seals(seals)
-		}
-		return nil
-	})
 }
 
 // held makes a parcel of a session that waits for its unit since an earlier

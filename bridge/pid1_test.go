@@ -85,6 +85,14 @@ func (m *manager) passed(name string) []notify.Passed {
 	return list
 }
 
+func (m *manager) EachStore(ctx context.Context, each func(s *units.Store)) error {
+	stores, err := m.Stores(ctx)
+	for i := range stores {
+		each(&stores[i])
+	}
+	return err
+}
+
 func (m *manager) Stores(context.Context) ([]units.Store, error) {
 	var list []units.Store
 	for name, u := range m.units {
@@ -201,7 +209,7 @@ func (m *manager) duplicator() (bridge.Duplicator, error) {
 	return duplicator{d, m}, err
 }
 
-func (d duplicator) Dup(e *units.Entry) (*fd.FD, error) {
+func (d duplicator) Dup(e *units.Entry) (*units.File, error) {
 	if d.m.changed != nil {
 		d.m.changed()
 	}

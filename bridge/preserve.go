@@ -30,7 +30,7 @@ type Stores interface {
 
 // Duplicator duplicates fds that PID 1 holds; units.Duplicator does it.
 type Duplicator interface {
-	Dup(e *units.Entry) (*fd.FD, error)
+	Dup(e *units.Entry) (*units.File, error)
 	Sessions() ([]*fd.FD, error)
 	Close() error
 }

@@ -20,10 +20,13 @@ type Index struct {
 	Unknown  []Member
 }
 
-// IndexUnit is one unit of an index.
+// IndexUnit is what is carried for a unit under one manifest. A unit for which
+// something was held still when its store was preserved has a second one, for
+// what was held, behind that of the store.
 type IndexUnit struct {
 	Unit     string
-	Sessions []string    // its sessions; none when it lost everything
+	Sessions []string    // those its entries are in, its manifest's first; none when all is lost
+	Token    uint64      // of its manifest in the first session
 	Entries  int         // how many entries are carried
 	Bytes    int64       // the sum of their sizes
 	Lost     []LostEntry // those that are not carried
@@ -97,22 +100,24 @@ func (x *Index) validate() error {
 	if x.Duration < 0 {
 		return fmt.Errorf("preserve took %v, which is below zero", x.Duration)
 	}
-	units, owner := map[string]bool{}, map[string]string{}
+	type place struct {
+		session string
+		token   uint64
+	}
+	manifests := map[place]string{}
 	for i := range x.Units {
 		u := &x.Units[i]
 		if err := u.validate(); err != nil {
 			return fmt.Errorf("unit %d, %.255q: %w", i, u.Unit, err)
 		}
-		if units[u.Unit] {
-			return fmt.Errorf("unit %s is listed twice", u.Unit)
+		if len(u.Sessions) == 0 {
+			continue
 		}
-		units[u.Unit] = true
-		for _, session := range u.Sessions {
-			if other, taken := owner[session]; taken {
-				return fmt.Errorf("session %s is listed for %s and for %s", session, other, u.Unit)
-			}
-			owner[session] = u.Unit
+		at := place{u.Sessions[0], u.Token}
+		if other, taken := manifests[at]; taken {
+			return fmt.Errorf("token %d of session %s is the manifest of %s and of %s", at.token, at.session, other, u.Unit)
 		}
+		manifests[at] = u.Unit
 	}
 	return nil
 }
@@ -121,6 +126,7 @@ func (u *IndexUnit) fields() []field {
 	return []field{
 		req("unit", (*text)(&u.Unit)),
 		opt("sessions", (*texts)(&u.Sessions)),
+		opt("token", num(&u.Token)),
 		opt("entries", num(&u.Entries)),
 		opt("bytes", num(&u.Bytes)),
 		opt("lost", list[LostEntry, *LostEntry]{&u.Lost}),
@@ -140,7 +146,7 @@ func (u *IndexUnit) validate() error {
 		return fmt.Errorf("%d entries are carried, but in no session", u.Entries)
 	}
 	for _, session := range u.Sessions {
-		if !IsSession(session) || session == IndexSession || len(session) > maxSession {
+		if !isUnitSession(session) {
 			return fmt.Errorf("%.64q is not the name of a unit's session", session)
 		}
 	}

@@ -73,7 +73,7 @@ func exampleManifest() *Manifest {
 		Entries: []Entry{
 			{Name: "state", Kind: KindLUO, Token: 1, Type: "memfd", Size: 64 << 20, Position: 4096,
 				Seals: unix.F_SEAL_SEAL | unix.F_SEAL_GROW | 0x140, Flags: 0o100002},
-			{Name: `quote " and \ slash`, Kind: KindLUO, Token: 1<<64 - 1, Type: "memfd"},
+			{Name: `quote " and \ slash`, Kind: KindLUO, Session: "fdbridge.other.service", Token: 1<<64 - 1, Open: 2, Type: "memfd"},
 			{Name: "", Kind: KindLost, Type: "pipe", Flags: 1, Reason: "the kernel cannot carry a pipe"},
 		},
 	}
@@ -86,6 +86,7 @@ func exampleIndex() *Index {
 		Units: []IndexUnit{
 			{Unit: "counter.service", Sessions: []string{"fdbridge.counter.service", "fdbridge.counter.service#2"},
 				Entries: 200, Bytes: 819200},
+			{Unit: "guest.service", Sessions: []string{"fdbridge.counter.service"}, Token: 201, Entries: 1, Bytes: 1},
 			{Unit: "proxy.service", Lost: []LostEntry{{Name: "listen", Type: "socket", Reason: "no handler"}}},
 		},
 	}

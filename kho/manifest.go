@@ -44,10 +44,17 @@ type Identity struct {
 }
 
 // Entry is one fd of the store. What is zero is not written.
+//
+// The kernel carries a file once, and restores one open file of it. Entries that
+// are the same file have the same Session and Token, whichever units they belong
+// to; those that are the same open file have the same Open besides. An Open above
+// 0 is to be opened anew from the restored file, with Flags and at Position.
 type Entry struct {
 	Name     string // as systemd allows it: see fdname_is_valid
 	Kind     Kind
-	Token    uint64 // the number of the fd in the session; 0: it has none
+	Session  string // the session it is in; empty: the one that the manifest is in
+	Token    uint64 // the number of the file in the session; 0: it has none
+	Open     uint32 // which open file of that file it is; 0: the one that the kernel carries
 	Type     string // what kind of file it is, in words: "memfd", "pipe"
 	Size     int64  // in bytes
 	Position int64  // of the open file, in bytes
@@ -132,18 +139,9 @@ func (m *Manifest) validate() error {
 	if err := errors.Join(checkUnit(m.Unit), m.Origin.validate()); err != nil {
 		return err
 	}
-	owner := make(map[uint64]int, len(m.Entries))
 	for i := range m.Entries {
-		e := &m.Entries[i]
-		err := e.validate()
-		if j, taken := owner[e.Token]; err == nil && taken {
-			err = fmt.Errorf("its token %d is that of entry %d", e.Token, j)
-		}
-		if err != nil {
-			return fmt.Errorf("entry %d, %.255q: %w", i, e.Name, err)
-		}
-		if e.Token != 0 {
-			owner[e.Token] = i
+		if err := m.Entries[i].validate(); err != nil {
+			return fmt.Errorf("entry %d, %.255q: %w", i, m.Entries[i].Name, err)
 		}
 	}
 	return nil
@@ -163,7 +161,9 @@ func (e *Entry) fields() []field {
 	return []field{
 		req("name", (*text)(&e.Name)),
 		req("kind", (*text)(&e.Kind)),
+		opt("session", (*text)(&e.Session)),
 		opt("token", token{num(&e.Token)}),
+		opt("open", num(&e.Open)),
 		req("type", (*text)(&e.Type)),
 		opt("size", num(&e.Size)),
 		opt("position", num(&e.Position)),
@@ -183,6 +183,8 @@ func (e *Entry) validate() error {
 		return errors.New("it is carried by the kernel but has no token")
 	case e.Kind == KindLost && e.Token != 0:
 		return fmt.Errorf("it is lost but has token %d", e.Token)
+	case e.Session != "" && !isUnitSession(e.Session):
+		return fmt.Errorf("%.64q is not the name of a unit's session", e.Session)
 	case e.Kind == KindLost && e.Reason == "":
 		return errors.New("it is lost but has no reason")
 	case e.Size < 0 || e.Position < 0:

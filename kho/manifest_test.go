@@ -186,7 +186,8 @@ func TestParseManifestRefuses(t *testing.T) {
 		{"no unit name", change(`"unit":"dev-`, `"unit":"dev/`), ErrFormat, "systemd does not allow"},
 		{"local time", change(`25Z"`, `25+01:00"`), ErrFormat, "UTC"},
 		{"token 0", change(`"token":1,`, `"token":0,`), ErrFormat, `"entries": number 0: "token": 0 is the token of the manifest`},
-		{"a token twice", change(`"token":18446744073709551615`, `"token":1`), ErrFormat, "is that of entry 0"},
+		{"another's session", change(`"token":1,`, `"token":1,"session":"systemd",`), ErrFormat, "not the name of a unit's session"},
+		{"the index as a session", change(`"token":1,`, `"token":1,"session":"fdbridge",`), ErrFormat, "not the name of a unit's session"},
 		{"a token below zero", change(`"token":1,`, `"token":-1,`), ErrFormat, "-1 is not a whole number"},
 		{"a token that is too large", change(`"token":1,`, `"token":18446744073709551616,`), ErrFormat, "18446744073709551616 is not a whole number"},
 		{"luo without a token", change(`"token":1,`, ``), ErrFormat, "no token"},
@@ -234,7 +235,7 @@ func TestEncodeRefusesWhatNobodyCouldRead(t *testing.T) {
 	}{
 		{"no unit", func(m *Manifest) { m.Unit = "" }, ErrFormat},
 		{"a unit name that is too long", func(m *Manifest) { m.Unit = strings.Repeat("u", 256) }, ErrFormat},
-		{"a token twice", func(m *Manifest) { m.Entries[1].Token = m.Entries[0].Token }, ErrFormat},
+		{"another's session", func(m *Manifest) { m.Entries[1].Session = "systemd" }, ErrFormat},
 		{"luo without a token", func(m *Manifest) { m.Entries[0].Token = 0 }, ErrFormat},
 		{"a size below zero", func(m *Manifest) { m.Entries[0].Size = -1 }, ErrFormat},
 		{"a position below zero", func(m *Manifest) { m.Entries[0].Position = -1 }, ErrFormat},

@@ -42,3 +42,8 @@ func SessionName(unit string) string {
 func IsSession(name string) bool {
 	return name == IndexSession || strings.HasPrefix(name, sessionPrefix)
 }
+
+// isUnitSession reports whether a session of this name can be a unit's.
+func isUnitSession(name string) bool {
+	return IsSession(name) && name != IndexSession && len(name) <= maxSession
+}

@@ -7,8 +7,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -33,11 +35,18 @@ type file struct {
 
 // Duplicator duplicates fds out of the stores that a process, PID 1, holds.
 // It looks at the process's fds once, when it is opened, and trusts no number:
-// each fd it hands out was compared with the entry afterwards.
+// each fd it hands out was compared with the entry afterwards. Its methods may
+// be called from several goroutines.
 type Duplicator struct {
 	pidfd *fd.FD
 	procs *fd.FD // /proc/PID/fd
-	found map[file][]int
+	found map[file]*numbers
+}
+
+// numbers are the process's descriptors of one file that were not given out.
+type numbers struct {
+	mu   sync.Mutex
+	list []int
 }
 
 // OpenDuplicator opens a Duplicator for pid, which is 1 but in tests. It needs
@@ -48,7 +57,7 @@ func OpenDuplicator(pid int) (*Duplicator, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open a pidfd of process %d: %w", pid, err)
 	}
-	d := &Duplicator{pidfd: fd.New(raw), found: map[file][]int{}}
+	d := &Duplicator{pidfd: fd.New(raw), found: map[file]*numbers{}}
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	raw, err = unix.Open(dir, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err == nil {
@@ -103,7 +112,10 @@ func (d *Duplicator) look(dir int, name string, number int) {
 	if st.Mode&unix.S_IFMT == 0 { // an anonymous inode has no file type
 		key.link = readlink(dir, name)
 	}
-	d.found[key] = append(d.found[key], number)
+	if d.found[key] == nil {
+		d.found[key] = &numbers{}
+	}
+	d.found[key].list = append(d.found[key].list, number)
 }
 
 // linkTooLong stands for a link that the kernel cannot show.
@@ -121,27 +133,41 @@ func readlink(dir int, name string) string {
 	return string(link[:n])
 }
 
-// Dup returns a duplicate of the entry's fd, close-on-exec, which the caller
-// owns. It answers ErrChanged when no fd of the process has the entry's
-// device, inode, kind and open flags, ErrAmbiguous when more than one
-// anonymous inode has its link. An entry that stands twice in a store gets a
-// different fd of the process each time.
-func (d *Duplicator) Dup(e *Entry) (*fd.FD, error) {
+// File is a duplicate of an entry's fd, and what was seen of it then. Only what
+// is like a regular file, as memfds are, has anything but zero.
+type File struct {
+	FD       *fd.FD // close-on-exec; whoever has the File owns it
+	Size     int64  // bytes
+	Position int64  // bytes from the beginning
+	Seals    int    // of fcntl(2)'s F_GET_SEALS
+}
+
+// Dup returns a duplicate of the entry's fd, which the caller owns. It answers
+// ErrChanged when no fd of the process has the entry's device, inode, kind and
+// open flags, ErrAmbiguous when more than one anonymous inode has its link. An
+// entry that stands twice in a store gets a different fd of the process each
+// time.
+func (d *Duplicator) Dup(e *Entry) (*File, error) {
 	key := file{dev: e.Dev, ino: e.Ino}
 	if e.Anonymous() {
 		key.link = e.Path
-		if len(d.found[key]) > 1 {
-			return nil, fmt.Errorf("%s: %w", e.Type(), ErrAmbiguous)
-		}
 	}
-	for i, number := range d.found[key] {
+	found := d.found[key]
+	if found == nil {
+		return nil, ErrChanged
+	}
+	found.mu.Lock()
+	defer found.mu.Unlock()
+	if e.Anonymous() && len(found.list) > 1 {
+		return nil, fmt.Errorf("%s: %w", e.Type(), ErrAmbiguous)
+	}
+	for i, number := range found.list {
 		f, err := d.take(number, e)
 		if err != nil {
 			return nil, err
 		}
 		if f != nil {
-			rest := append([]int(nil), d.found[key][:i]...)
-			d.found[key] = append(rest, d.found[key][i+1:]...)
+			found.list = slices.Delete(found.list, i, i+1)
 			return f, nil
 		}
 	}
@@ -162,7 +188,7 @@ func (d *Duplicator) Sessions() ([]*fd.FD, error) {
 		if !strings.HasPrefix(key.link, sessionLink) && key.link != linkTooLong {
 			continue
 		}
-		for _, number := range numbers {
+		for _, number := range numbers.list {
 			f, err := d.get(number)
 			if err != nil {
 				for _, f := range found {
@@ -178,7 +204,7 @@ func (d *Duplicator) Sessions() ([]*fd.FD, error) {
 
 // take duplicates one fd of the process and compares it with the entry; it
 // returns nil when it is another file by now.
-func (d *Duplicator) take(number int, e *Entry) (*fd.FD, error) {
+func (d *Duplicator) take(number int, e *Entry) (*File, error) {
 	f, err := d.get(number)
 	if errors.Is(err, unix.EBADF) {
 		return nil, nil
@@ -186,12 +212,11 @@ func (d *Duplicator) take(number int, e *Entry) (*fd.FD, error) {
 	if err != nil {
 		return nil, err
 	}
-	same, err := matches(f, e)
-	if err != nil || !same {
+	seen, err := see(f, e)
+	if seen == nil {
 		_ = f.Close()
-		return nil, err
 	}
-	return f, nil
+	return seen, err
 }
 
 // get duplicates one fd of the process, whatever it is.
@@ -208,21 +233,46 @@ func (d *Duplicator) get(number int) (*fd.FD, error) {
 	return f, err
 }
 
-// matches compares an fd with what PID 1 said of it.
-func matches(f *fd.FD, e *Entry) (bool, error) {
+// see compares an fd with what PID 1 said of it, and returns nil when it is
+// another.
+func see(f *fd.FD, e *Entry) (*File, error) {
 	st, err := f.Stat()
 	if err != nil {
-		return false, err
+		return nil, err
 	}
 	if st.Dev != e.Dev || st.Ino != e.Ino || st.Mode&unix.S_IFMT != e.Mode&unix.S_IFMT || st.Rdev != e.Rdev {
-		return false, nil
+		return nil, nil
 	}
 	if e.Anonymous() {
-		link, err := f.Link()
-		return link == e.Path, err
+		if link, err := f.Link(); err != nil || link != e.Path {
+			return nil, err
+		}
+		return &File{FD: f}, nil
 	}
-	flags, err := OpenFlags(f)
-	return flags == e.Flags, err
+	if flags, err := OpenFlags(f); err != nil || flags != e.Flags {
+		return nil, err
+	}
+	seen := &File{FD: f}
+	if st.Mode&unix.S_IFMT == unix.S_IFREG {
+		seen.Size = st.Size
+		err = f.Do(seen.look)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return seen, nil
+}
+
+// look adds what only a regular file has.
+func (f *File) look(raw int) (err error) {
+	if f.Position, err = unix.Seek(raw, 0, unix.SEEK_CUR); err != nil {
+		return os.NewSyscallError("lseek", err)
+	}
+	// EINVAL: not a file that can have seals.
+	if seals, err := unix.FcntlInt(uintptr(raw), unix.F_GET_SEALS, 0); err == nil {
+		f.Seals = seals
+	}
+	return nil
 }
 
 // oLargefile is O_LARGEFILE as the kernel knows it, which PID 1 leaves out of

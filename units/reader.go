@@ -16,75 +16,111 @@ import (
 
 // Reader asks PID 1 about units and their stores. It connects anew each time
 // and keeps no connection: see Manager. Its methods may be called from several
-// goroutines; each is bounded by CallTimeout a round besides its context, and
-// has an error that answers errors.Is for ErrManager when PID 1 did not answer.
+// goroutines; each is bounded by CallTimeout besides its context, and has an
+// error that answers errors.Is for ErrManager when PID 1 did not answer.
 type Reader struct {
 	// Socket is PrivateSocket but in tests.
 	Socket string
 }
 
-// ask makes one round of calls.
-func (r *Reader) ask(ctx context.Context, calls []bulk.Call) error {
-	if len(calls) == 0 {
-		return nil
-	}
+// asker asks over one connection.
+type asker struct{ conn *bulk.Conn }
+
+// connected lets ask put questions over one connection.
+func (r *Reader) connected(ctx context.Context, ask func(ctx context.Context, a asker) error) error {
 	ctx, stop := context.WithTimeout(ctx, CallTimeout)
 	defer stop()
 	conn, err := bulk.Dial(ctx, r.Socket)
-	if err == nil {
-		err = errors.Join(conn.Do(ctx, calls), conn.Close())
-	}
 	if err != nil {
+		return fmt.Errorf("%w: %w", ErrManager, err)
+	}
+	defer func() { _ = conn.Close() }() // all that was to come has come
+	return ask(ctx, asker{conn})
+}
+
+// calls makes calls, some at a time.
+func (a asker) calls(ctx context.Context, calls []bulk.Call, answered func(i int)) error {
+	if err := a.conn.Do(ctx, calls, answered); err != nil {
 		return fmt.Errorf("%w: %w", ErrManager, err)
 	}
 	return nil
 }
 
-// Stores returns, sorted by name, the stores of all loaded services that hold
-// at least one fd. It asks PID 1 in three rounds, whatever their number.
+// EachStore calls each with the stores of all loaded services that hold at
+// least one fd, in the order of their names, while PID 1 still answers about
+// the next ones.
 //
 // A store that could not be read is left out, and a property that could not be
-// is empty; both are part of the error, which can come together with stores.
-// With ErrManager there are none.
+// is empty; both are part of the error. With ErrManager there were more stores
+// than those that each was called with.
+func (r *Reader) EachStore(ctx context.Context, each func(s *Store)) error {
+	return r.connected(ctx, func(ctx context.Context, a asker) error {
+		services, err := a.services(ctx, []string{"*.service"})
+		if err != nil {
+			return err
+		}
+		var q questions
+		for _, unit := range services {
+			s := &Store{Unit: unit}
+			q.dump(s)
+			q.property(s, serviceInterface, "FileDescriptorStorePreserve", &s.Preserve)
+			q.property(s, serviceInterface, "User", &s.User)
+			q.property(s, serviceInterface, "Group", &s.Group)
+			q.property(s, unitInterface, "FragmentPath", &s.FragmentPath)
+		}
+		return q.ask(ctx, a, func(s *Store) {
+			if len(s.Entries) > 0 {
+				each(s)
+			}
+		})
+	})
+}
+
+// Stores returns what EachStore calls its function with; nothing with
+// ErrManager.
 func (r *Reader) Stores(ctx context.Context) ([]Store, error) {
-	services, err := r.services(ctx, []string{"*.service"})
-	if err != nil {
-		return nil, err
-	}
-	stores, err := r.dump(ctx, services)
+	var stores []Store
+	err := r.EachStore(ctx, func(s *Store) { stores = append(stores, *s) })
 	if errors.Is(err, ErrManager) {
 		return nil, err
 	}
-	failed := r.properties(ctx, stores, func(s *Store, get func(iface, name string, dest any)) {
-		get(serviceInterface, "FileDescriptorStorePreserve", &s.Preserve)
-		get(serviceInterface, "User", &s.User)
-		get(serviceInterface, "Group", &s.Group)
-		get(unitInterface, "FragmentPath", &s.FragmentPath)
-	})
-	if errors.Is(failed, ErrManager) {
-		return nil, failed
-	}
-	return stores, errors.Join(err, failed)
+	return stores, err
 }
 
 // Entries returns what is in one unit's store now.
 func (r *Reader) Entries(ctx context.Context, unit string) ([]Entry, error) {
-	stores, err := r.dump(ctx, []string{unit})
-	if err != nil || len(stores) == 0 {
-		return nil, err
-	}
-	return stores[0].Entries, nil
+	var entries []Entry
+	err := r.dumps(ctx, []string{unit}, func(s *Store) { entries = s.Entries })
+	return entries, err
 }
 
-// Stored returns how many fds are in each of the stores of units now, in one
-// round.
+// Stored returns how many fds are in each of the stores of units now, without
+// those that hold none.
 func (r *Reader) Stored(ctx context.Context, units []string) (map[string]int, error) {
-	stores, err := r.dump(ctx, units)
 	stored := map[string]int{}
-	for _, s := range stores {
-		stored[s.Unit] = len(s.Entries)
+	err := r.dumps(ctx, units, func(s *Store) {
+		if len(s.Entries) > 0 {
+			stored[s.Unit] = len(s.Entries)
+		}
+	})
+	if errors.Is(err, ErrManager) {
+		return nil, err
 	}
 	return stored, err
+}
+
+// dumps reads the stores of units.
+func (r *Reader) dumps(ctx context.Context, units []string, each func(s *Store)) error {
+	if len(units) == 0 {
+		return nil
+	}
+	return r.connected(ctx, func(ctx context.Context, a asker) error {
+		var q questions
+		for _, unit := range units {
+			q.dump(&Store{Unit: unit})
+		}
+		return q.ask(ctx, a, each)
+	})
 }
 
 // OptedIn returns those among units that are loaded services and have opted in,
@@ -101,23 +137,32 @@ func (r *Reader) OptedIn(ctx context.Context, units []string) ([]Store, error) {
 			patterns = append(patterns, strings.ReplaceAll(unit, `\`, `\\`))
 		}
 	}
-	loaded, err := r.services(ctx, patterns)
-	if err != nil {
+	var stores []Store
+	err := r.connected(ctx, func(ctx context.Context, a asker) error {
+		loaded, err := a.services(ctx, patterns)
+		if err != nil {
+			return err
+		}
+		var q questions
+		for _, unit := range loaded {
+			s := &Store{Unit: unit}
+			q.property(s, serviceInterface, "FileDescriptorStorePreserve", &s.Preserve)
+			q.property(s, serviceInterface, "FileDescriptorStoreMax", &s.Max)
+		}
+		return q.ask(ctx, a, func(s *Store) {
+			if s.OptedIn() {
+				stores = append(stores, *s)
+			}
+		})
+	})
+	if errors.Is(err, ErrManager) {
 		return nil, err
 	}
-	stores := make([]Store, len(loaded))
-	for i, unit := range loaded {
-		stores[i].Unit = unit
-	}
-	err = r.properties(ctx, stores, func(s *Store, get func(iface, name string, dest any)) {
-		get(serviceInterface, "FileDescriptorStorePreserve", &s.Preserve)
-		get(serviceInterface, "FileDescriptorStoreMax", &s.Max)
-	})
-	return slices.DeleteFunc(stores, func(s Store) bool { return !s.OptedIn() }), err
+	return stores, err
 }
 
 // services lists the names of the loaded services that match one of patterns.
-func (r *Reader) services(ctx context.Context, patterns []string) ([]string, error) {
+func (a asker) services(ctx context.Context, patterns []string) ([]string, error) {
 	var names []string
 	calls := []bulk.Call{{
 		Path: managerPath, Interface: managerInterface, Member: "ListUnitsByPatterns",
@@ -137,7 +182,7 @@ func (r *Reader) services(ctx context.Context, patterns []string) ([]string, err
 			})
 		},
 	}}
-	if err := errors.Join(r.ask(ctx, calls), calls[0].Err); err != nil {
+	if err := errors.Join(a.calls(ctx, calls, nil), calls[0].Err); err != nil {
 		return nil, fmt.Errorf("list the services: %w", err)
 	}
 	slices.Sort(names)
@@ -150,34 +195,67 @@ const (
 	errUnknownObject = "org.freedesktop.DBus.Error.UnknownObject"
 )
 
-// dump reads the stores of units, and returns those that are not empty.
-func (r *Reader) dump(ctx context.Context, units []string) ([]Store, error) {
-	calls := make([]bulk.Call, len(units))
-	read := make([]Store, len(units))
-	for i, unit := range units {
-		store := &read[i]
-		store.Unit = unit
-		calls[i] = bulk.Call{
-			Path: managerPath, Interface: managerInterface, Member: "DumpUnitFileDescriptorStore",
-			Args: []any{unit}, Signature: "a(suuutuusu)",
-			Read: func(b *bulk.Reader) {
-				b.Structs(func() { store.Entries = append(store.Entries, readEntry(b)) })
-			},
-		}
-	}
-	if err := r.ask(ctx, calls); err != nil {
-		return nil, fmt.Errorf("read the fd stores: %w", err)
+// questions are what is to be asked about stores. Those about one store stand
+// one after the other.
+type questions struct {
+	calls []bulk.Call
+	about []about
+}
+
+// about says what a call is about, and which of its errors are answers too. A
+// failed call's undo takes back what was read before it failed.
+type about struct {
+	store *Store
+	what  string
+	fine  []string
+	undo  func()
+}
+
+// dump asks what is in a store; nothing is where there is none.
+func (q *questions) dump(s *Store) {
+	q.calls = append(q.calls, bulk.Call{
+		Path: managerPath, Interface: managerInterface, Member: "DumpUnitFileDescriptorStore",
+		Args: []any{s.Unit}, Signature: "a(suuutuusu)",
+		Read: func(b *bulk.Reader) {
+			b.Structs(func() { s.Entries = append(s.Entries, readEntry(b)) })
+		},
+	})
+	q.about = append(q.about, about{
+		store: s, what: "fd store", fine: []string{errStoreDisabled, errNoSuchUnit},
+		undo: func() { s.Entries = nil },
+	})
+}
+
+// property asks for a property of a store's unit, which is a string or a
+// number as dest is, and stays empty where the unit is gone.
+func (q *questions) property(s *Store, iface, name string, dest any) {
+	q.calls = append(q.calls, bulk.Call{
+		Path: unitPath(s.Unit), Interface: "org.freedesktop.DBus.Properties", Member: "Get",
+		Args: []any{iface, name}, Signature: "v", Read: func(b *bulk.Reader) { readValue(b, dest) },
+	})
+	q.about = append(q.about, about{store: s, what: "property " + name, fine: []string{errUnknownObject}, undo: func() {}})
+}
+
+// ask puts the questions, and calls each with every store as soon as all has
+// been answered about it. What could not be read is empty, and in the error.
+func (q *questions) ask(ctx context.Context, a asker, each func(s *Store)) error {
+	left := map[*Store]int{}
+	for i := range q.about {
+		left[q.about[i].store]++
 	}
 	var failed []error
-	stores := read[:0]
-	for i := range calls {
-		if err := calls[i].Err; err != nil && !isAnswer(err, errStoreDisabled, errNoSuchUnit) {
-			failed = append(failed, fmt.Errorf("read the fd store of %s: %w", read[i].Unit, err))
-		} else if len(read[i].Entries) > 0 {
-			stores = append(stores, read[i])
+	err := a.calls(ctx, q.calls, func(i int) {
+		about := &q.about[i]
+		if err := q.calls[i].Err; err != nil && !isAnswer(err, about.fine...) {
+			failed = append(failed, fmt.Errorf("read the %s of %s: %w", about.what, about.store.Unit, err))
+			about.undo()
 		}
-	}
-	return stores, errors.Join(failed...)
+		left[about.store]--
+		if left[about.store] == 0 {
+			each(about.store)
+		}
+	})
+	return errors.Join(append(failed, err)...)
 }
 
 // readEntry reads one element of what DumpUnitFileDescriptorStore returns
@@ -189,33 +267,6 @@ func readEntry(b *bulk.Reader) Entry {
 	major, minor = b.Uint32(), b.Uint32()
 	e.Rdev, e.Path, e.Flags = unix.Mkdev(major, minor), b.Text(), int(b.Uint32())
 	return e
-}
-
-// properties reads properties of the stores' units, strings and numbers, in one
-// round.
-func (r *Reader) properties(ctx context.Context, stores []Store, want func(s *Store, get func(iface, name string, dest any))) error {
-	var calls []bulk.Call
-	var what []string
-	for i := range stores {
-		path := unitPath(stores[i].Unit)
-		want(&stores[i], func(iface, name string, dest any) {
-			calls = append(calls, bulk.Call{
-				Path: path, Interface: "org.freedesktop.DBus.Properties", Member: "Get",
-				Args: []any{iface, name}, Signature: "v", Read: func(b *bulk.Reader) { readValue(b, dest) },
-			})
-			what = append(what, name+" of "+stores[i].Unit)
-		})
-	}
-	if err := r.ask(ctx, calls); err != nil {
-		return fmt.Errorf("read the properties of units: %w", err)
-	}
-	var failed []error
-	for i := range calls {
-		if err := calls[i].Err; err != nil && !isAnswer(err, errUnknownObject) {
-			failed = append(failed, fmt.Errorf("read the property %s: %w", what[i], err))
-		}
-	}
-	return errors.Join(failed...)
 }
 
 func readValue(b *bulk.Reader, dest any) {

@@ -92,10 +92,10 @@ func TestDupFindsFilesWithAnInodeOfTheirOwn(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		if diff := cmp.Diff(e, entry(t, dup)); diff != "" {
+		if diff := cmp.Diff(e, entry(t, dup.FD)); diff != "" {
 			t.Errorf("%s: another file (-want +got):\n%s", name, diff)
 		}
-		_ = dup.Close()
+		_ = dup.FD.Close()
 	}
 }
 
@@ -135,9 +135,9 @@ func TestDupGivesEachOpenFileOfAnInodeOnce(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer dup.Close()
+		defer dup.FD.Close()
 		// A dup shares the position with what it was made from.
-		position, err := unix.Seek(raw(t, dup), 10*int64(i+1), unix.SEEK_CUR)
+		position, err := unix.Seek(raw(t, dup.FD), 10*int64(i+1), unix.SEEK_CUR)
 		if err != nil {
 			t.Fatal(err)
 		}

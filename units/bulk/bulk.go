@@ -19,7 +19,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"slices"
 	"strconv"
 	"time"
 )
@@ -115,12 +114,18 @@ func (c *Conn) authenticate() error {
 	return nil
 }
 
-// Do makes the calls and waits for all answers. The error is of the connection,
-// which is then of no use any more, or that of ctx; the calls' own are in them.
-func (c *Conn) Do(ctx context.Context, calls []Call) error {
+// Do makes the calls and waits for all answers; answered, unless it is nil, is
+// called after each with the call's index, so that work can begin before all
+// are there. The error is of the connection, which is then of no use any more,
+// or that of ctx; the calls' own are in them.
+func (c *Conn) Do(ctx context.Context, calls []Call, answered func(i int)) error {
+	if answered == nil {
+		answered = func(int) {}
+	}
 	return c.within(ctx, func() error {
-		for batch := range slices.Chunk(calls, window) {
-			if err := c.round(batch); err != nil {
+		for start := 0; start < len(calls); start += window {
+			batch := calls[start:min(start+window, len(calls))]
+			if err := c.round(batch, func(i int) { answered(start + i) }); err != nil {
 				return err
 			}
 		}
@@ -130,7 +135,7 @@ func (c *Conn) Do(ctx context.Context, calls []Call) error {
 
 // round makes calls, and reads answers while it still writes, so that neither
 // side waits for the other to read.
-func (c *Conn) round(calls []Call) error {
+func (c *Conn) round(calls []Call, answered func(i int)) error {
 	first := c.serial + 1
 	c.calls = c.calls[:0]
 	for i := range calls {
@@ -143,7 +148,7 @@ func (c *Conn) round(calls []Call) error {
 		_, err := c.conn.Write(c.calls)
 		written <- err
 	}()
-	err := c.answers(first, calls)
+	err := c.answers(first, calls, answered)
 	if err != nil {
 		_ = c.conn.Close() // so that the writer ends
 	}
@@ -152,8 +157,8 @@ func (c *Conn) round(calls []Call) error {
 
 // answers reads messages until each call has its answer. Signals, which PID 1
 // sends to every private connection, are passed over.
-func (c *Conn) answers(first uint32, calls []Call) error {
-	answered := make([]bool, len(calls))
+func (c *Conn) answers(first uint32, calls []Call, answered func(i int)) error {
+	known := make([]bool, len(calls))
 	for left := len(calls); left > 0; {
 		m, err := c.receive()
 		if err != nil {
@@ -163,12 +168,13 @@ func (c *Conn) answers(first uint32, calls []Call) error {
 		if m.kind != kindReturn && m.kind != kindError {
 			continue
 		}
-		if i < 0 || i >= int64(len(calls)) || answered[i] {
+		if i < 0 || i >= int64(len(calls)) || known[i] {
 			return fmt.Errorf("%w: an answer to call %d, which waits for none", ErrProtocol, m.replyTo)
 		}
-		answered[i] = true
+		known[i] = true
 		left--
 		calls[i].Err = m.answer(&calls[i])
+		answered(int(i))
 	}
 	return nil
 }

@@ -158,7 +158,7 @@ func TestAnswersAreReadAsTheyWereWritten(t *testing.T) {
 		calls[i] = bulk.Call{Path: "/a", Interface: "a.b", Member: "C", Signature: a.signature,
 			Read: func(r *bulk.Reader) { got[i] = a.read(r) }}
 	}
-	if err := conn.Do(ctx, calls); err != nil {
+	if err := conn.Do(ctx, calls, nil); err != nil {
 		t.Fatal(err)
 	}
 	for i := range calls {
@@ -211,11 +211,11 @@ func TestCallsArriveAsTheyWereMade(t *testing.T) {
 			"org.freedesktop.systemd1", test.signature, test.args})
 	}
 	// Once all together, and once each alone: the serials go on.
-	if err := conn.Do(ctx, calls); err != nil {
+	if err := conn.Do(ctx, calls, nil); err != nil {
 		t.Fatal(err)
 	}
 	for i := range calls {
-		if err := errors.Join(conn.Do(ctx, calls[i:i+1]), calls[i].Err); err != nil {
+		if err := errors.Join(conn.Do(ctx, calls[i:i+1], nil), calls[i].Err); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -241,7 +241,7 @@ func TestErrorsAreOfTheCallThatTheyAnswer(t *testing.T) {
 		calls[i] = text(&texts[i])
 	}
 	calls[3].Err = errors.New("of the time before")
-	if err := conn.Do(ctx, calls); err != nil {
+	if err := conn.Do(ctx, calls, nil); err != nil {
 		t.Fatal(err)
 	}
 	want := []*bulk.Error{{Name: "a.b.Text", Message: "it is so"}, {Name: "a.b.None"}, {Name: "a.b.Other"}}
@@ -270,7 +270,7 @@ func TestSignalsArePassedOver(t *testing.T) {
 	})
 	var a, b string
 	calls := []bulk.Call{text(&a), text(&b)}
-	if err := errors.Join(conn.Do(ctx, calls), calls[0].Err, calls[1].Err); err != nil || a != "a" || b != "b" {
+	if err := errors.Join(conn.Do(ctx, calls, nil), calls[0].Err, calls[1].Err); err != nil || a != "a" || b != "b" {
 		t.Errorf("%q, %q, %v", a, b, err)
 	}
 }
@@ -296,7 +296,7 @@ func echo(ctx context.Context, t *testing.T, conn *bulk.Conn, n int, padding str
 		want[i] = fmt.Sprint(i) + padding
 		calls[i] = text(&got[i], want[i])
 	}
-	if err := conn.Do(ctx, calls); err != nil {
+	if err := conn.Do(ctx, calls, nil); err != nil {
 		t.Fatal(err)
 	}
 	for i := range calls {

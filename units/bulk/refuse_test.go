@@ -72,7 +72,7 @@ func TestAMalformedAnswerIsTheErrorOfItsCallAlone(t *testing.T) {
 				{Path: "/a", Interface: "a.b", Member: "C", Signature: test.signature, Read: func(r *bulk.Reader) { test.read(r) }},
 				text(&next),
 			}
-			if err := conn.Do(ctx, calls); err != nil {
+			if err := conn.Do(ctx, calls, nil); err != nil {
 				t.Fatalf("the connection: %v", err)
 			}
 			if !errors.Is(calls[0].Err, bulk.ErrProtocol) {
@@ -82,7 +82,7 @@ func TestAMalformedAnswerIsTheErrorOfItsCallAlone(t *testing.T) {
 				t.Errorf("the call after it: %q, %v", next, calls[1].Err)
 			}
 			calls = []bulk.Call{text(&later)}
-			if err := errors.Join(conn.Do(ctx, calls), calls[0].Err); err != nil || later != "still fine" {
+			if err := errors.Join(conn.Do(ctx, calls, nil), calls[0].Err); err != nil || later != "still fine" {
 				t.Errorf("a call later: %q, %v", later, err)
 			}
 		})
@@ -153,13 +153,13 @@ func TestAMalformedMessageEndsTheConnection(t *testing.T) {
 			})
 			var a, b string
 			calls := []bulk.Call{text(&a), text(&b)}
-			if err := conn.Do(ctx, calls[:1]); err != nil {
+			if err := conn.Do(ctx, calls[:1], nil); err != nil {
 				t.Fatal(err)
 			}
-			if err := conn.Do(ctx, calls); !errors.Is(err, test.want) {
+			if err := conn.Do(ctx, calls, nil); !errors.Is(err, test.want) {
 				t.Errorf("%v, want %v", err, test.want)
 			}
-			if err := conn.Do(ctx, calls); !errors.Is(err, net.ErrClosed) {
+			if err := conn.Do(ctx, calls, nil); !errors.Is(err, net.ErrClosed) {
 				t.Errorf("a call later: %v, want ErrClosed", err)
 			}
 		})
@@ -185,10 +185,10 @@ func TestDoEndsWithItsContext(t *testing.T) {
 			for i := range calls {
 				calls[i] = text(new(string), strings.Repeat("x", 1000))
 			}
-			if err := conn.Do(ctx, calls); !errors.Is(err, cause) {
+			if err := conn.Do(ctx, calls, nil); !errors.Is(err, cause) {
 				t.Errorf("%v, want %v", err, cause)
 			}
-			if err := conn.Do(t.Context(), calls); !errors.Is(err, net.ErrClosed) {
+			if err := conn.Do(t.Context(), calls, nil); !errors.Is(err, net.ErrClosed) {
 				t.Errorf("later: %v, want ErrClosed", err)
 			}
 		})
@@ -201,7 +201,7 @@ func TestDoWhoseContextHasEndedNeverSucceeds(t *testing.T) {
 	_, conn := dial(t, func(p *bulktest.Peer) { p.Calls(1) })
 	ctx, end := context.WithCancelCause(t.Context())
 	end(cause)
-	if err := conn.Do(ctx, nil); !errors.Is(err, cause) {
+	if err := conn.Do(ctx, nil, nil); !errors.Is(err, cause) {
 		t.Errorf("%v, want %v", err, cause)
 	}
 }

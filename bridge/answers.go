@@ -66,18 +66,22 @@ func (s *Server) addHeld(found map[string]*wire.Unit) {
 	if index == nil {
 		return
 	}
-	for _, u := range index.Units {
-		held := s.Holder.Held(u.Unit)
-		if found[u.Unit] == nil {
-			if len(held) == 0 {
-				continue
-			}
-			found[u.Unit] = &wire.Unit{Unit: u.Unit}
+	for _, unit := range s.Holder.Units() {
+		f := found[unit]
+		if f == nil {
+			f = &wire.Unit{Unit: unit}
+			found[unit] = f
 		}
-		f := found[u.Unit]
-		f.Lost = len(u.Lost)
-		if len(held) > 0 {
-			f.State, f.Session, f.Held, f.HeldBytes = wire.StateHeld, held[0], u.Entries, u.Bytes
+		for i, p := range s.Holder.Held(unit) {
+			if i == 0 {
+				f.State, f.Session = wire.StateHeld, p.Sessions[0]
+			}
+			f.Held, f.HeldBytes = f.Held+p.Entries, f.HeldBytes+p.Bytes
+		}
+	}
+	for _, u := range index.Units {
+		if f := found[u.Unit]; f != nil {
+			f.Lost += len(u.Lost)
 		}
 	}
 }
@@ -116,13 +120,15 @@ func handover(index *kho.Index) *wire.Handover {
 		Time: index.Origin.Time, Release: index.Origin.Kernel, BootID: index.Origin.BootID,
 		DurationUS: index.Duration.Microseconds(),
 	}
+	carried := map[string]bool{}
 	for _, u := range index.Units {
 		if u.Entries > 0 {
-			h.Units++
+			carried[u.Unit] = true
 		}
 		h.Entries += u.Entries
 		h.Bytes += u.Bytes
 		h.Lost += len(u.Lost)
 	}
+	h.Units = len(carried)
 	return h
 }

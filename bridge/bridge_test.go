@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -17,9 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fdbridge/fdbridge/bridge"
-	"github.com/fdbridge/fdbridge/bridge/deliver"
 	"github.com/fdbridge/fdbridge/bridge/journal"
-	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/kho"
 	"github.com/fdbridge/fdbridge/session"
@@ -32,8 +31,9 @@ type world struct {
 	t      testing.TB
 	kernel *sessiontest.Fake
 	*manager
-	log bytes.Buffer
-	mu  sync.Mutex
+	log         bytes.Buffer
+	invocations atomic.Int64
+	mu          sync.Mutex
 }
 
 func newWorld(t testing.TB) *world {
@@ -67,7 +67,11 @@ func (w *world) logged() string {
 func (w *world) preserver() *bridge.Preserver {
 	return &bridge.Preserver{
 		Stores: w.manager, Duplicator: w.duplicator, Kernel: w.kernel, Device: session.Path,
-		Excluded: func(unit string) bool { return unit == "excluded.service" },
+		Excluded: func(unit string) bool {
+			return unit == "excluded.service" || unit == bridge.OwnUnit || unit == rescueUnit
+		},
+		Required: func(unit string) bool { return unit == "required.service" },
+		Rescue:   keeper{m: w.manager, unit: rescueUnit},
 		Origin:   kho.Origin{BootID: "boot", Kernel: "7.2.0", Time: time.Unix(0, 0).UTC()},
 		Log:      journal.To(w),
 	}
@@ -99,43 +103,13 @@ func (w *world) kexec(preserved *bridge.Preserved) {
 // serve starts an fdbridged and returns its Holder, its socket and what stops it.
 func (w *world) serve() (holder *bridge.Holder, socket string, stop func()) {
 	w.t.Helper()
-	log := journal.To(w)
-	holder = &bridge.Holder{Kernel: w.kernel, Device: session.Path, Keeper: keeper{m: w.manager, unit: bridge.OwnUnit}, Log: log}
-	holder.Restore(w.t.Context(), w.passed(bridge.OwnUnit))
-	socket = filepath.Join(w.t.TempDir(), "socket")
-	listener, err := wire.Listen(socket)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(w.t.Context())
-	server := bridge.NewServer()
-	server.Holder, server.PID1, server.UnitOf, server.Log = holder, w.manager, w.unitOf, log
-	server.Excluded, server.Started = func(string) bool { return false }, func(string) {}
-	if err := server.Begin(w.t.Context()); err != nil {
-		w.t.Fatal(err)
-	}
-	done := make(chan error, 1)
-	go func() { done <- server.Serve(ctx, listener) }()
-	stop = sync.OnceFunc(func() {
-		cancel()
-		_ = listener.Close()
-		if err := <-done; err != nil {
-			w.t.Errorf("Serve: %v", err)
-		}
-		if err := holder.Close(); err != nil {
-			w.t.Error(err)
-		}
-	})
-	w.t.Cleanup(stop)
-	return holder, socket, stop
+	d := w.start(w.t.Context(), filepath.Join(w.t.TempDir(), "socket"), keeper{m: w.manager, unit: bridge.OwnUnit})
+	return d.holder, d.socket, d.stop
 }
 
 // deliver starts a unit's fdbridge-inject.
 func (w *world) deliver(socket, unit string) (int, error) {
-	w.setPeer(unit)
-	d := deliver.Deliverer{Socket: socket, Kernel: w.kernel, Store: keeper{m: w.manager, unit: unit}}
-	d.Max = int(w.max(unit))
-	return d.Run()
+	return w.inject(socket, unit, keeper{m: w.manager, unit: unit}).Run(w.t.Context())
 }
 
 func TestStoresComeBackAsTheyWere(t *testing.T) {
@@ -346,9 +320,9 @@ func TestFaultsCostOneUnitAndAreNamed(t *testing.T) {
 		"an entry cannot be preserved":     {before: fail(session.ReqPreserveFD, bad, 1), says: `The fd "x" (memfd) will be lost`},
 		"the manifest cannot be preserved": {before: fail(session.ReqPreserveFD, bad, 0), says: "manifest of its session"},
 		"the session cannot be retrieved":  {after: fail(session.ReqRetrieveSession, bad, 0), says: "bad.service: Its fds cannot be restored"},
-		"an entry cannot be retrieved":     {after: fail(session.ReqRetrieveFD, bad, 1), says: `The fd "x" of session fdbridge.bad.service was not delivered`},
+		"an entry cannot be retrieved":     {after: fail(session.ReqRetrieveFD, bad, 1), says: `The fd "x" of session fdbridge.bad.service is lost`},
 		"the manifest cannot be retrieved": {after: fail(session.ReqRetrieveFD, bad, 0), says: "bad.service"},
-		"the session cannot be finished":   {after: fail(session.ReqFinish, bad, 0), says: "the session fdbridge.bad.service is held on"},
+		"the session cannot be finished":   {after: fail(session.ReqFinish, bad, 0), says: "The session fdbridge.bad.service cannot be finished"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
@@ -367,7 +341,7 @@ func TestFaultsCostOneUnitAndAreNamed(t *testing.T) {
 			if !strings.Contains(w.logged(), fault.says) {
 				t.Errorf("the log does not say %q:\n%s", fault.says, w.logged())
 			}
-			retrieved := fault.after != nil && name != "the session cannot be retrieved"
+			retrieved := name == "the manifest cannot be retrieved"
 			if held := len(holder.Held("bad.service")) > 0; held != retrieved {
 				t.Errorf("the bad unit's session is held: %v, want %v", held, retrieved)
 			}

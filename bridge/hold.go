@@ -4,13 +4,12 @@ package bridge
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/fdbridge/fdbridge/bridge/journal"
 	"github.com/fdbridge/fdbridge/internal/fd"
@@ -26,133 +25,47 @@ type Keeper interface {
 	Barrier() error
 }
 
-// Holder holds the sessions that came through a live update until their units
-// want them. It keeps all of them in its unit's fd store, the index too, so
-// that a crash loses none: the next fdbridged adopts them from there.
+// Holder holds what came through a live update until its units want it. It
+// keeps all of it in its unit's fd store, so that a crash loses nothing: the
+// next fdbridged adopts it from there. See names.go for what is in that store.
+//
+// What is held is a matter of parcels, as the index has them: a parcel is held
+// as long as its manifest can be had. A session lives until it is finished,
+// which is when the parcel whose files are in it is released.
 type Holder struct {
 	Kernel session.Kernel
 	Device string // session.Path but in tests
 	Keeper Keeper
-	Log    *journal.Log
+	// Rescued returns what a preserve that was rolled back has left of the
+	// sessions that it took apart: their files, by their names as kept files,
+	// which become the Holder's, and a function that lets go of them where they
+	// are; nil when there is nowhere to look.
+	Rescued func(ctx context.Context) (files []notify.Passed, letGo func() error, err error)
+	Log     *journal.Log
+
+	releasing sync.Mutex // one parcel at a time is released
 
 	mu       sync.Mutex
 	index    *kho.Index // nil when nothing was handed over
 	sessions map[string]*session.Session
+	kept     map[string]*fd.FD // by their names in the store
+	held     []*holding        // in the order of the index
+	begun    map[string]string // the invocations in begun deliveries' marks, by hash
+	done     map[string]bool   // the names of the marks of parcels that are done
+	finished map[string]bool   // sessions that have nothing any more
+	adopted  []notify.Passed   // what is not assigned: the index is not read, or knows it not
+	missing  map[string]error  // by unit: why something of it cannot be had
+	unknown  error             // why it is not known what is held; nil when it is
+	tried    chan struct{}     // closed when unknown will not change any more
+	patience time.Time         // until when it is worth while to wait for that
 	problems []string
 }
 
-// keepName is the name of a session in fdbridged's fd store, where a session's
-// own name may have characters that are not allowed.
-func keepName(session string) string {
-	if session == kho.IndexSession {
-		return "index"
-	}
-	sum := sha256.Sum256([]byte(session))
-	return "s-" + hex.EncodeToString(sum[:8])
-}
+// holding is a parcel that is held.
+type holding struct{ kho.IndexUnit }
 
-// Restore takes over the sessions that an earlier fdbridged of this boot has
-// held, which come in passed, and retrieves from the kernel those that nobody
-// has retrieved yet. It takes ownership of passed.
-//
-// What cannot be restored is logged and kept for Problems; the rest goes on. A
-// session that was not retrieved stays in the kernel until the next boot.
-func (h *Holder) Restore(ctx context.Context, passed []notify.Passed) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.sessions = map[string]*session.Session{}
-	for _, p := range passed {
-		h.adopt(p)
-	}
-	_, again := h.sessions[kho.IndexSession]
-	if err := h.retrieve(ctx, again); err != nil {
-		h.problem("What the kernel before this one has handed over cannot be restored: %v", err)
-	}
-	if err := h.Keeper.Barrier(); err != nil {
-		h.problem("The sessions may not survive a crash of fdbridged: %v", err)
-	}
-}
-
-// adopt takes over one fd of fdbridged's store.
-func (h *Holder) adopt(p notify.Passed) {
-	s := session.Adopt(h.Kernel, p.FD)
-	name, err := s.Name()
-	switch {
-	case err != nil:
-		h.problem("The fd %q in fdbridged's store is no session: %v", p.Name, err)
-	case !kho.IsSession(name) || keepName(name) != p.Name:
-		h.problem("The session %q in fdbridged's store, named %q there, is none of fdbridge's", name, p.Name)
-	default:
-		h.sessions[name] = s
-		return
-	}
-	// Closing this fd ends nothing: the store has its own.
-	_ = s.Close()
-}
-
-// retrieve gets the index and the sessions in it from the kernel, except what
-// was adopted; again says that an earlier fdbridged has done so before.
-func (h *Holder) retrieve(ctx context.Context, again bool) error {
-	ctx, stop := context.WithTimeout(ctx, deviceTimeout)
-	defer stop()
-	if again { // what was adopted can be delivered whatever becomes of the rest
-		var err error
-		if h.index, err = h.readIndex(); err != nil {
-			return err
-		}
-	}
-	device, err := session.OpenWait(ctx, h.Kernel, h.Device)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = device.Close() }() // sessions live on without it
-	if !again {
-		err := h.fetch(device, kho.IndexSession)
-		if errors.Is(err, session.ErrNoSession) {
-			return nil // no live update, or none with fdbridge
-		}
-		if err != nil {
-			return err
-		}
-		if h.index, err = h.readIndex(); err != nil {
-			return err
-		}
-	}
-	for _, unit := range h.index.Units {
-		for _, name := range unit.Sessions {
-			if _, adopted := h.sessions[name]; adopted {
-				continue
-			}
-			// Sessions that were delivered before a restart are gone.
-			if err := h.fetch(device, name); err != nil && (!again || !errors.Is(err, session.ErrNoSession)) {
-				h.problem("%s: Its fds cannot be restored: %v", unit.Unit, err)
-			}
-		}
-	}
-	return nil
-}
-
-// fetch retrieves one session and puts it into fdbridged's store at once.
-func (h *Holder) fetch(device *session.Device, name string) error {
-	s, err := device.Retrieve(name)
-	if err != nil {
-		return err
-	}
-	h.sessions[name] = s
-	if err := h.Keeper.Store(keepName(name), s.FD()); err != nil {
-		h.problem("The session %s will not survive a crash of fdbridged: %v", name, err)
-	}
-	return nil
-}
-
-func (h *Holder) readIndex() (index *kho.Index, err error) {
-	f, err := h.sessions[kho.IndexSession].RetrieveFD(kho.ManifestToken)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	return kho.ReadIndex(f)
-}
+// manifest is where the parcel's manifest is.
+func (p *holding) manifest() address { return address{p.Sessions[0], p.Token} }
 
 // maxProblems bounds how many problems of one boot are kept; the log has all.
 const maxProblems = 1000
@@ -161,7 +74,7 @@ const maxProblems = 1000
 func (h *Holder) problem(format string, args ...any) {
 	text := strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", "; ")
 	h.Log.Err("%s", text)
-	if len(h.problems) < maxProblems {
+	if len(h.problems) < maxProblems && !slices.Contains(h.problems, text) {
 		h.problems = append(h.problems, text)
 	}
 }
@@ -188,55 +101,173 @@ func (h *Holder) Index() *kho.Index {
 	return h.index
 }
 
-// Held returns the names of the sessions that are held for a unit, the one to
-// be delivered first in front.
-func (h *Holder) Held(unit string) []string {
+// Held returns the parcels that are held for a unit, the one to be delivered
+// first in front.
+func (h *Holder) Held(unit string) []kho.IndexUnit {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.index == nil {
-		return nil
+	var list []kho.IndexUnit
+	for _, p := range h.held {
+		if p.Unit == unit {
+			list = append(list, p.IndexUnit)
+		}
 	}
-	var held []string
-	for _, u := range h.index.Units {
-		if u.Unit != unit {
+	return list
+}
+
+// Units returns the names of the units that something is held for.
+func (h *Holder) Units() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var list []string
+	seen := map[string]bool{}
+	for _, p := range h.held {
+		if !seen[p.Unit] {
+			seen[p.Unit] = true
+			list = append(list, p.Unit)
+		}
+	}
+	return list
+}
+
+// first returns the parcel of unit that is to be delivered first; nil when
+// nothing is held.
+func (h *Holder) first(unit string) *holding {
+	return h.find(func(p *holding) bool { return p.Unit == unit })
+}
+
+// at returns the parcel whose manifest is at a; nil when it is not held.
+func (h *Holder) at(a address) *holding {
+	return h.find(func(p *holding) bool { return p.manifest() == a })
+}
+
+func (h *Holder) find(what func(p *holding) bool) *holding {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if i := slices.IndexFunc(h.held, what); i >= 0 {
+		return h.held[i]
+	}
+	return nil
+}
+
+// descriptor returns that of a session, which stays the Holder's and lasts at
+// least until the parcel whose manifest is in it is released; nil if there is
+// none any more.
+func (h *Holder) descriptor(name string) *fd.FD {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if s := h.sessions[name]; s != nil {
+		return s.FD()
+	}
+	return nil
+}
+
+// file returns a file that a held parcel names; the caller owns it. A kept file
+// comes before that of the session, which was finished if both are there.
+func (h *Holder) file(a address) (*fd.FD, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.retrieve(a)
+}
+
+// retrieve is file for who has h.mu.
+func (h *Holder) retrieve(a address) (*fd.FD, error) {
+	if kept := h.kept[keptName(a)]; kept != nil {
+		return kept.Dup()
+	}
+	if s := h.sessions[a.session]; s != nil {
+		return s.RetrieveFD(a.token)
+	}
+	return nil, fmt.Errorf("retrieve %v: %w", a, session.ErrNoSession)
+}
+
+// needs returns where the files of a parcel are, its manifest's place among
+// them. The caller has h.mu.
+func (h *Holder) needs(p *holding) (needs map[address]bool, err error) {
+	f, err := h.retrieve(p.manifest())
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	m, err := kho.ReadManifest(f, p.Unit)
+	if err != nil {
+		return nil, err
+	}
+	needs = map[address]bool{p.manifest(): true}
+	for _, e := range m.Entries {
+		if e.Token == 0 {
 			continue
 		}
-		for _, name := range u.Sessions {
-			if h.sessions[name] != nil {
-				held = append(held, name)
-			}
+		if e.Session == "" {
+			e.Session = p.Sessions[0]
 		}
+		needs[address{e.Session, e.Token}] = true
 	}
-	return held
+	return needs, nil
 }
 
-// Session returns a held session, which stays the Holder's; nil if it is not
-// held.
-func (h *Holder) Session(name string) *session.Session {
+// names tells whether the parcel's manifest names the file at a.
+func (h *Holder) names(p *holding, a address) (bool, error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.sessions[name]
+	if a == p.manifest() {
+		return true, nil
+	}
+	needs, err := h.needs(p)
+	return needs[a], err
 }
 
-// Finish ends a session whose files are where they belong, and lets go of it.
-// On an error the session is held on.
-func (h *Holder) Finish(name string) error {
+// begin marks that a delivery of a parcel begins, in this invocation of its
+// unit. It does not wait until PID 1 has the mark: what the delivery stores is
+// behind it in PID 1's queue, and PID 1 heeds what its main processes have sent
+// before they died (sd_notify(3); src/core/manager.h, systemd 257: messages have
+// a higher priority than the death of children).
+func (h *Holder) begin(p *holding, invocation string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	s := h.sessions[name]
-	if s == nil {
-		return fmt.Errorf("finish the session %s: it is not held", name)
+	hash := markHash(p.manifest())
+	before := h.begun[hash]
+	if before == invocation {
+		return nil
 	}
-	if err := s.Finish(); err != nil {
-		return err
+	if err := mark(h.Keeper, begunName(hash, invocation)); err != nil {
+		return fmt.Errorf("note that a delivery begins: %w", err)
 	}
-	delete(h.sessions, name)
-	// It is empty now; what is left of it is only a descriptor.
-	return errors.Join(h.Keeper.Remove(keepName(name)), s.Close())
+	h.begun[hash] = invocation
+	if before == "" {
+		return nil
+	}
+	return h.Keeper.Remove(begunName(hash, before))
 }
 
-// Close closes the Holder's own descriptors; the sessions are held on in the
-// fd store.
+// begunIn returns the invocation of its unit in which a delivery of a parcel was
+// begun that has not come to an end; empty when there is none.
+func (h *Holder) begunIn(p *holding) string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.begun[markHash(p.manifest())]
+}
+
+// ended takes the mark of a begun delivery away: the parcel is where it belongs,
+// or nothing of it is.
+func (h *Holder) ended(p *holding) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.unmark(markHash(p.manifest()))
+}
+
+// unmark is ended for who has h.mu.
+func (h *Holder) unmark(hash string) error {
+	invocation, begun := h.begun[hash]
+	if !begun {
+		return nil
+	}
+	delete(h.begun, hash)
+	return h.Keeper.Remove(begunName(hash, invocation))
+}
+
+// Close closes the Holder's own descriptors; what is held is held on in the fd
+// store.
 func (h *Holder) Close() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -244,21 +275,14 @@ func (h *Holder) Close() error {
 	for _, s := range h.sessions {
 		failed = append(failed, s.Close())
 	}
+	for _, f := range h.kept {
+		failed = append(failed, f.Close())
+	}
+	for _, p := range h.adopted {
+		failed = append(failed, p.FD.Close())
+	}
 	clear(h.sessions)
+	clear(h.kept)
+	h.adopted = nil
 	return errors.Join(failed...)
-}
-
-// Units returns the names of the units that sessions are held for.
-func (h *Holder) Units() []string {
-	index := h.Index()
-	if index == nil {
-		return nil
-	}
-	var held []string
-	for _, u := range index.Units {
-		if len(h.Held(u.Unit)) > 0 {
-			held = append(held, u.Unit)
-		}
-	}
-	return held
 }

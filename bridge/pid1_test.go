@@ -4,6 +4,7 @@ package bridge_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -25,9 +26,10 @@ func TestMain(m *testing.M) { fdtest.Main(m) }
 // what is asked of PID 1 about them. It is in this process, so that a real
 // Duplicator finds the files.
 type manager struct {
-	t     testing.TB
-	mu    sync.Mutex
-	units map[string]*unit
+	t      testing.TB
+	mu     sync.Mutex
+	units  map[string]*unit
+	number int // the highest fd that was stored
 	// asked counts the questions for stores that are not those of a Preserver.
 	asked int
 	// peer is the unit that every client of a socket belongs to.
@@ -47,6 +49,7 @@ type unit struct {
 func newManager(t testing.TB) *manager {
 	m := &manager{t: t, units: map[string]*unit{}}
 	m.add(bridge.OwnUnit, "yes")
+	m.add(rescueUnit, "yes")
 	t.Cleanup(func() {
 		for name := range m.units {
 			m.empty(name)
@@ -54,6 +57,9 @@ func newManager(t testing.TB) *manager {
 	})
 	return m
 }
+
+// rescueUnit is the unit of fdbridged preserve.
+const rescueUnit = "fdbridge-preserve.service"
 
 // add adds a unit with room for 1,000 fds.
 func (m *manager) add(name, preserve string) {
@@ -171,6 +177,16 @@ func (m *manager) Stored(_ context.Context, names []string) (map[string]int, err
 	return stored, m.err
 }
 
+// Idle knows of a unit only whether something is in its store.
+func (m *manager) Idle(ctx context.Context, names []string) (map[string]bool, error) {
+	stored, err := m.Stored(ctx, names)
+	idle := map[string]bool{}
+	for unit, n := range stored {
+		idle[unit] = n == 0
+	}
+	return idle, err
+}
+
 func (m *manager) unitOf(*fd.FD) (string, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -209,11 +225,11 @@ func (m *manager) duplicator() (bridge.Duplicator, error) {
 	return duplicator{d, m}, err
 }
 
-func (d duplicator) Dup(e *units.Entry) (*units.File, error) {
+func (d duplicator) Dup(entries []units.Entry) ([]*units.File, []error) {
 	if d.m.changed != nil {
 		d.m.changed()
 	}
-	return d.Duplicator.Dup(e)
+	return d.Duplicator.Dup(entries)
 }
 
 func (d duplicator) Sessions() ([]*fd.FD, error) {
@@ -222,6 +238,21 @@ func (d duplicator) Sessions() ([]*fd.FD, error) {
 		list = append(list, p.FD)
 	}
 	return list, nil
+}
+
+// above duplicates an fd as PID 1 receives one: with a higher number than those
+// before.
+func (m *manager) above(f *fd.FD) (*fd.FD, error) {
+	var dup *fd.FD
+	m.number = max(m.number+1, 500)
+	err := f.Do(func(raw int) error {
+		raw, err := unix.FcntlInt(uintptr(raw), unix.F_DUPFD_CLOEXEC, m.number)
+		if err == nil {
+			dup, m.number = fd.New(raw), raw
+		}
+		return err
+	})
+	return dup, err
 }
 
 // keeper is the way to one unit's store.
@@ -235,20 +266,19 @@ func (k keeper) Store(name string, f *fd.FD) error {
 	if k.err != nil {
 		return k.err
 	}
-	dup, err := f.Dup()
+	k.m.mu.Lock()
+	defer k.m.mu.Unlock()
+	dup, err := k.m.above(f)
 	if err != nil {
 		return err
 	}
-	k.m.mu.Lock()
-	defer k.m.mu.Unlock()
 	u := k.m.units[k.unit]
 	if len(u.store) >= int(u.max) {
 		return dup.Close() // dropped with a log message, as PID 1 does
 	}
-	st, _ := f.Stat()
 	for _, e := range u.store {
-		if other, _ := e.FD.Stat(); other.Ino == st.Ino && other.Dev == st.Dev {
-			return dup.Close() // PID 1 takes no file twice
+		if same, err := e.FD.SameOpenFile(f); same || err != nil {
+			return errors.Join(err, dup.Close()) // PID 1 takes no open file twice
 		}
 	}
 	u.store = slices.Insert(u.store, 0, notify.Passed{Name: name, FD: dup})

@@ -24,13 +24,13 @@ const deviceTimeout = 10 * time.Second
 
 // Stores is what a Preserver asks PID 1; units.Reader does it.
 type Stores interface {
-	Stores(ctx context.Context) ([]units.Store, error)
+	EachStore(ctx context.Context, each func(s *units.Store)) error
 	Entries(ctx context.Context, unit string) ([]units.Entry, error)
 }
 
 // Duplicator duplicates fds that PID 1 holds; units.Duplicator does it.
 type Duplicator interface {
-	Dup(e *units.Entry) (*units.File, error)
+	Dup(entries []units.Entry) ([]*units.File, []error)
 	Sessions() ([]*fd.FD, error)
 	Close() error
 }
@@ -40,17 +40,29 @@ type Preserver struct {
 	Stores     Stores
 	Duplicator func() (Duplicator, error)
 	Kernel     session.Kernel
-	Device     string // session.Path but in tests
-	Excluded   func(unit string) bool
-	Origin     kho.Origin
-	Log        *journal.Log
+	Device     string                 // session.Path but in tests
+	Excluded   func(unit string) bool // of fdbridge's own units, too
+	// Required tells whether the live update is to be called off when anything
+	// of a unit cannot be carried.
+	Required func(unit string) bool
+	// Rescue is the fd store of this process's own unit, for what has to be
+	// taken out of held sessions.
+	Rescue Keeper
+	Origin kho.Origin
+	Log    *journal.Log
 }
 
+// ErrRequired says that something would be lost that is required, and that the
+// live update is to be called off.
+var ErrRequired = errors.New("fds would be lost that may not be")
+
 // Preserved is what a Preserver has done. It owns the sessions: the kernel
-// carries what is in those that are open at the kexec.
+// carries what is in those that are open at the kexec. The zero value is of
+// nothing.
 type Preserved struct {
 	Index    *kho.Index
 	sessions []*session.Session
+	files    []*fd.FD // those that are in the sessions, open for comparison
 }
 
 // Close closes the sessions, which takes everything in them out again.
@@ -59,7 +71,22 @@ func (p *Preserved) Close() error {
 	for _, s := range p.sessions {
 		failed = append(failed, s.Close())
 	}
+	for _, f := range p.files {
+		failed = append(failed, f.Close())
+	}
 	return errors.Join(failed...)
+}
+
+// Summary says in a sentence what is preserved.
+func (p *Preserved) Summary() string {
+	if p.Index == nil {
+		return "Nothing is preserved."
+	}
+	units, entries := 0, 0
+	for _, u := range p.Index.Units {
+		units, entries = units+min(len(u.Sessions), 1), entries+u.Entries
+	}
+	return fmt.Sprintf("Preserved %d fds of %d units.", entries, units)
 }
 
 // Run captures and preserves the stores. An entry that cannot be carried is
@@ -70,106 +97,83 @@ func (p *Preserved) Close() error {
 // The caller owns what is returned and keeps it open until the kexec.
 func (p *Preserver) Run(ctx context.Context) (_ *Preserved, err error) {
 	start := time.Now()
-	parcels, duplicator, err := p.parcels(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("capture the fd stores: %w", err)
-	}
-	defer func() { _ = duplicator.Close() }() // it was only read from
 	done := &Preserved{Index: &kho.Index{Origin: p.Origin}}
-	if err := p.preserve(ctx, done, parcels); err != nil {
-		return nil, errors.Join(fmt.Errorf("preserve the fd stores: %w", err), done.Close())
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("preserve the fd stores: %w", err), done.Close())
+		}
+	}()
+	index, err := p.fill(ctx, done)
+	if err != nil {
+		return nil, err
+	}
+	for i := range done.Index.Units {
+		p.report(&done.Index.Units[i])
 	}
 	done.Index.Duration = time.Since(start)
-	if err := seal(done.sessions[0], done.Index); err != nil {
-		return nil, errors.Join(fmt.Errorf("preserve the index of the sessions: %w", err), done.Close())
+	if err := seal(index, done.Index); err != nil {
+		return nil, fmt.Errorf("the index of the sessions: %w", err)
 	}
-	units, entries := 0, 0
-	for _, u := range done.Index.Units {
-		units, entries = units+len(u.Sessions), entries+u.Entries
-	}
-	p.Log.Info("Preserved %d fds in the sessions of %d units.", entries, units)
+	p.Log.Info("%s", done.Summary())
 	return done, nil
 }
 
-// preserve fills done: the index's session, first and still empty, and those
-// of the parcels.
-func (p *Preserver) preserve(ctx context.Context, done *Preserved, parcels []*parcel) error {
-	if err := p.createSessions(ctx, done, parcels); err != nil {
-		return err
-	}
-	for i, parcel := range parcels {
-		unit := p.pack(ctx, parcel, done.sessions[1+i])
-		if len(unit.Sessions) == 0 {
-			if err := done.sessions[1+i].Close(); err != nil {
-				return err
-			}
-		}
-		done.add(unit)
-	}
-	return nil
-}
-
-// createSessions creates the index's session and one for each parcel, nil
-// where that fails, and closes the device again: nobody else can open it
-// meanwhile.
-func (p *Preserver) createSessions(ctx context.Context, done *Preserved, parcels []*parcel) (err error) {
-	ctx, stop := context.WithTimeout(ctx, deviceTimeout)
+// fill puts all that there is to carry into sessions, and returns that of the
+// index, which is still empty. It has the device open meanwhile: all services
+// have stopped, and nobody else wants it before the kexec.
+func (p *Preserver) fill(ctx context.Context, done *Preserved) (index *session.Session, err error) {
+	wait, stop := context.WithTimeout(ctx, deviceTimeout)
 	defer stop()
-	device, err := session.OpenWait(ctx, p.Kernel, p.Device)
+	device, err := session.OpenWait(wait, p.Kernel, p.Device)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { err = errors.Join(err, device.Close()) }()
-	index, err := device.Create(kho.IndexSession)
+	packer := newPacker(device, done)
+	index, err = packer.create(kho.IndexSession)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	done.sessions = append(done.sessions, index)
-	for _, parcel := range parcels {
-		s, err := device.Create(parcel.session)
-		if err != nil {
-			parcel.lose(fmt.Errorf("there is no session for the unit: %w", err))
+	found, err := p.carry(ctx, packer)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = found.duplicator.Close() }() // it was only read from
+	var held []*parcel
+	if found.own != nil {
+		held = p.takeHeld(found.own, found.duplicator)
+		packer.again()
+	}
+	if done.Index.Units, err = packer.finish(found.parcels); err != nil {
+		return nil, err
+	}
+	if err := p.require(done.Index.Units); err != nil {
+		for _, parcel := range held {
+			parcel.close()
 		}
-		done.sessions = append(done.sessions, s)
+		return nil, err
+	}
+	for _, parcel := range held {
+		packer.pack(parcel)
+	}
+	list, err := packer.finish(held)
+	done.Index.Units = append(done.Index.Units, list...)
+	return index, err
+}
+
+// require fails when something is lost that may not be.
+func (p *Preserver) require(list []kho.IndexUnit) error {
+	var failed []error
+	for i := range list {
+		if u := &list[i]; len(u.Lost) > 0 && p.Required(u.Unit) {
+			p.report(u)
+			failed = append(failed, fmt.Errorf("%s: %d of its fds", u.Unit, len(u.Lost)))
+		}
+	}
+	if len(failed) > 0 {
+		return fmt.Errorf("%w: %w", ErrRequired, errors.Join(failed...))
 	}
 	return nil
-}
-
-// pack puts a parcel's files into its session s, which is nil when the parcel
-// is lost already, and the manifest with them. It returns the unit's part of
-// the index, without a session when nothing is carried.
-func (p *Preserver) pack(ctx context.Context, parcel *parcel, s *session.Session) kho.IndexUnit {
-	if s != nil {
-		parcel.open(ctx, parcel)
-		defer parcel.close()
-	}
-	manifest := &kho.Manifest{Unit: parcel.unit, Identity: parcel.identity, Origin: parcel.origin}
-	for i := range parcel.items {
-		manifest.Entries = append(manifest.Entries, parcel.items[i].preserve(s, uint64(i)+1))
-	}
-	unit := summary(manifest)
-	if unit.Entries > 0 {
-		if err := seal(s, manifest); err != nil {
-			unit = allLost(manifest, err)
-		} else {
-			unit.Sessions = []string{parcel.session}
-		}
-	}
-	p.report(&unit)
-	return unit
-}
-
-// preserve puts one file into a session and returns its manifest entry.
-func (it *item) preserve(s *session.Session, token uint64) kho.Entry {
-	if it.lost == nil {
-		it.lost = s.Preserve(it.file, token)
-	}
-	if it.lost != nil {
-		it.entry.Kind, it.entry.Token, it.entry.Reason = kho.KindLost, 0, reason(it.lost)
-	} else {
-		it.entry.Kind, it.entry.Token = kho.KindLUO, token
-	}
-	return it.entry
 }
 
 // report logs what of a unit's store will be lost. What is carried is in the
@@ -180,61 +184,11 @@ func (p *Preserver) report(unit *kho.IndexUnit) {
 	}
 }
 
-// add puts a unit into the index, where an older session of a unit follows
-// the newer one.
-func (p *Preserved) add(unit kho.IndexUnit) {
-	for i := range p.Index.Units {
-		if same := &p.Index.Units[i]; same.Unit == unit.Unit {
-			same.Sessions = append(same.Sessions, unit.Sessions...)
-			same.Lost = append(same.Lost, unit.Lost...)
-			same.Entries += unit.Entries
-			same.Bytes += unit.Bytes
-			return
-		}
-	}
-	p.Index.Units = append(p.Index.Units, unit)
-}
-
-// seal preserves a manifest or an index under the token that is theirs.
+// seal preserves an index under the token that is its own.
 func seal(s *session.Session, document interface{ Memfd() (*fd.FD, error) }) error {
 	f, err := document.Memfd()
 	if err != nil {
 		return err
 	}
 	return errors.Join(s.Preserve(f, kho.ManifestToken), f.Close())
-}
-
-// summary is a manifest's part of the index, but for the session.
-func summary(m *kho.Manifest) kho.IndexUnit {
-	unit := kho.IndexUnit{Unit: m.Unit}
-	for _, e := range m.Entries {
-		if e.Kind == kho.KindLost {
-			unit.Lost = append(unit.Lost, kho.LostEntry{Name: e.Name, Type: e.Type, Reason: e.Reason})
-			continue
-		}
-		unit.Entries++
-		unit.Bytes += e.Size
-	}
-	return unit
-}
-
-// allLost is the part of the index of a unit whose manifest cannot be preserved.
-func allLost(m *kho.Manifest, err error) kho.IndexUnit {
-	for i := range m.Entries {
-		if e := &m.Entries[i]; e.Kind != kho.KindLost {
-			e.Kind, e.Token, e.Reason = kho.KindLost, 0, fmt.Sprintf("the manifest of its session cannot be preserved: %v", err)
-		}
-	}
-	return summary(m)
-}
-
-// reason says to an operator why an entry is lost.
-func reason(err error) string {
-	switch {
-	case errors.Is(err, session.ErrUnsupported):
-		return session.ErrUnsupported.Error()
-	case errors.Is(err, session.ErrPreserved):
-		return "the same file is stored more than once, and the kernel carries it once"
-	}
-	return err.Error()
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -137,41 +136,72 @@ func readlink(dir int, name string) string {
 // is like a regular file, as memfds are, has anything but zero.
 type File struct {
 	FD       *fd.FD // close-on-exec; whoever has the File owns it
-	Size     int64  // bytes
-	Position int64  // bytes from the beginning
-	Seals    int    // of fcntl(2)'s F_GET_SEALS
+	Dev, Ino uint64
+	Size     int64 // bytes
+	Position int64 // bytes from the beginning
+	Seals    int   // of fcntl(2)'s F_GET_SEALS
+	// Guessed says that the process has other open files of this inode, at
+	// other positions, one of which the entry may be instead.
+	Guessed bool
+
+	number int // the process's
 }
 
-// Dup returns a duplicate of the entry's fd, which the caller owns. It answers
+// Dup duplicates the fds of a store, whose entries are in the order of PID 1's
+// dump. Each entry has either a File, which the caller owns, or an error:
 // ErrChanged when no fd of the process has the entry's device, inode, kind and
-// open flags, ErrAmbiguous when more than one anonymous inode has its link. An
-// entry that stands twice in a store gets a different fd of the process each
-// time.
-func (d *Duplicator) Dup(e *Entry) (*File, error) {
-	key := file{dev: e.Dev, ino: e.Ino}
-	if e.Anonymous() {
-		key.link = e.Path
+// open flags, ErrAmbiguous when more than one anonymous inode has its link.
+//
+// Where the process has several open files of one inode, PID 1 does not say
+// which of them an entry is; it shows in nothing but the position. They are told
+// apart by their numbers: see order.
+func (d *Duplicator) Dup(entries []Entry) ([]*File, []error) {
+	files, failed := make([]*File, len(entries)), make([]error, len(entries))
+	several := map[*numbers][]int{} // the entries that are one of several
+	for i := range entries {
+		key := file{dev: entries[i].Dev, ino: entries[i].Ino}
+		if entries[i].Anonymous() {
+			key.link = entries[i].Path
+		}
+		switch found := d.found[key]; {
+		case found == nil:
+			failed[i] = ErrChanged
+		case found.count() > 1 && entries[i].Anonymous():
+			failed[i] = fmt.Errorf("%s: %w", entries[i].Type(), ErrAmbiguous)
+		case found.count() > 1:
+			several[found] = append(several[found], i)
+		default:
+			files[i], failed[i] = d.only(found, &entries[i])
+		}
 	}
-	found := d.found[key]
-	if found == nil {
-		return nil, ErrChanged
+	known := order(files)
+	for found, list := range several {
+		d.tellApart(found, list, entries, known, files, failed)
 	}
+	return files, failed
+}
+
+func (n *numbers) count() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return len(n.list)
+}
+
+// only duplicates a file's only number, which is not given out again.
+func (d *Duplicator) only(found *numbers, e *Entry) (*File, error) {
 	found.mu.Lock()
 	defer found.mu.Unlock()
-	if e.Anonymous() && len(found.list) > 1 {
-		return nil, fmt.Errorf("%s: %w", e.Type(), ErrAmbiguous)
+	if len(found.list) == 0 {
+		return nil, ErrChanged
 	}
-	for i, number := range found.list {
-		f, err := d.take(number, e)
-		if err != nil {
-			return nil, err
-		}
-		if f != nil {
-			found.list = slices.Delete(found.list, i, i+1)
-			return f, nil
-		}
+	f, err := d.take(found.list[0], e)
+	if f == nil && err == nil {
+		err = ErrChanged
 	}
-	return nil, ErrChanged
+	if err == nil {
+		found.list = nil
+	}
+	return f, err
 }
 
 // sessionLink stands before the name in the link of a live-update session
@@ -215,8 +245,10 @@ func (d *Duplicator) take(number int, e *Entry) (*File, error) {
 	seen, err := see(f, e)
 	if seen == nil {
 		_ = f.Close()
+		return nil, err
 	}
-	return seen, err
+	seen.number = number
+	return seen, nil
 }
 
 // get duplicates one fd of the process, whatever it is.
@@ -247,12 +279,13 @@ func see(f *fd.FD, e *Entry) (*File, error) {
 		if link, err := f.Link(); err != nil || link != e.Path {
 			return nil, err
 		}
-		return &File{FD: f}, nil
+		return &File{FD: f, Dev: st.Dev, Ino: st.Ino}, nil
 	}
-	if flags, err := OpenFlags(f); err != nil || flags != e.Flags {
+	flags, err := OpenFlags(f)
+	if err != nil || flags != e.Flags {
 		return nil, err
 	}
-	seen := &File{FD: f}
+	seen := &File{FD: f, Dev: st.Dev, Ino: st.Ino}
 	if st.Mode&unix.S_IFMT == unix.S_IFREG {
 		seen.Size = st.Size
 		err = f.Do(seen.look)

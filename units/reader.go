@@ -21,6 +21,9 @@ import (
 type Reader struct {
 	// Socket is PrivateSocket but in tests.
 	Socket string
+	// Known fills in FragmentPath, User and Group of a store when it knows
+	// them; PID 1 is asked otherwise. nil knows none.
+	Known func(s *Store) bool
 }
 
 // asker asks over one connection.
@@ -60,13 +63,10 @@ func (r *Reader) EachStore(ctx context.Context, each func(s *Store)) error {
 			return err
 		}
 		var q questions
-		for _, unit := range services {
-			s := &Store{Unit: unit}
-			q.dump(s)
-			q.property(s, serviceInterface, "FileDescriptorStorePreserve", &s.Preserve)
-			q.property(s, serviceInterface, "User", &s.User)
-			q.property(s, serviceInterface, "Group", &s.Group)
-			q.property(s, unitInterface, "FragmentPath", &s.FragmentPath)
+		for _, service := range services {
+			if !service.dead() {
+				q.all(&Store{Unit: service.name, Kept: service.stopped()}, r.Known)
+			}
 		}
 		return q.ask(ctx, a, func(s *Store) {
 			if len(s.Entries) > 0 {
@@ -139,13 +139,13 @@ func (r *Reader) OptedIn(ctx context.Context, units []string) ([]Store, error) {
 	}
 	var stores []Store
 	err := r.connected(ctx, func(ctx context.Context, a asker) error {
-		loaded, err := a.services(ctx, patterns)
+		services, err := a.services(ctx, patterns)
 		if err != nil {
 			return err
 		}
 		var q questions
-		for _, unit := range loaded {
-			s := &Store{Unit: unit}
+		for _, service := range services {
+			s := &Store{Unit: service.name}
 			q.property(s, serviceInterface, "FileDescriptorStorePreserve", &s.Preserve)
 			q.property(s, serviceInterface, "FileDescriptorStoreMax", &s.Max)
 		}
@@ -161,23 +161,36 @@ func (r *Reader) OptedIn(ctx context.Context, units []string) ([]Store, error) {
 	return stores, err
 }
 
-// services lists the names of the loaded services that match one of patterns.
-func (a asker) services(ctx context.Context, patterns []string) ([]string, error) {
-	var names []string
+// loaded is a service that is loaded, and its state.
+type loaded struct{ name, active, sub string }
+
+// stopped tells whether nothing of the service runs.
+func (s *loaded) stopped() bool { return s.active == "inactive" || s.active == "failed" }
+
+// dead tells whether the service has stopped and PID 1 has let go of all that
+// it kept for it, its store too: otherwise its state is dead-resources-pinned
+// (service_determine_dead_state in src/core/service.c, systemd 254).
+func (s *loaded) dead() bool { return s.active == "inactive" && s.sub == "dead" }
+
+// services lists the loaded services whose names match one of patterns.
+func (a asker) services(ctx context.Context, patterns []string) ([]loaded, error) {
+	var list []loaded
 	calls := []bulk.Call{{
 		Path: managerPath, Interface: managerInterface, Member: "ListUnitsByPatterns",
 		Args: []any{[]string(nil), patterns}, Signature: "a(ssssssouso)",
 		Read: func(b *bulk.Reader) {
 			b.Structs(func() {
-				name, _, load := b.Text(), b.Text(), b.Text()
-				for range 4 { // active state, sub state, following, path
-					b.Text()
-				}
+				s := loaded{name: b.Text()}
+				b.Text() // description
+				load := b.Text()
+				s.active, s.sub = b.Text(), b.Text()
+				b.Text()   // following
+				b.Text()   // path
 				b.Uint32() // job: id, type, path
 				b.Text()
 				b.Text()
 				if load == "loaded" {
-					names = append(names, name)
+					list = append(list, s)
 				}
 			})
 		},
@@ -185,8 +198,8 @@ func (a asker) services(ctx context.Context, patterns []string) ([]string, error
 	if err := errors.Join(a.calls(ctx, calls, nil), calls[0].Err); err != nil {
 		return nil, fmt.Errorf("list the services: %w", err)
 	}
-	slices.Sort(names)
-	return names, nil
+	slices.SortFunc(list, func(a, b loaded) int { return strings.Compare(a.name, b.name) })
+	return list, nil
 }
 
 const (
@@ -209,6 +222,19 @@ type about struct {
 	what  string
 	fine  []string
 	undo  func()
+}
+
+// all asks what EachStore tells of a store.
+func (q *questions) all(s *Store, known func(s *Store) bool) {
+	q.dump(s)
+	if !s.Kept {
+		q.property(s, serviceInterface, "FileDescriptorStorePreserve", &s.Preserve)
+	}
+	if known == nil || !known(s) {
+		q.property(s, serviceInterface, "User", &s.User)
+		q.property(s, serviceInterface, "Group", &s.Group)
+		q.property(s, unitInterface, "FragmentPath", &s.FragmentPath)
+	}
 }
 
 // dump asks what is in a store; nothing is where there is none.

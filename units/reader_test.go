@@ -44,6 +44,7 @@ type listed struct {
 // fakeUnit is a unit that is loaded unless load says otherwise.
 type fakeUnit struct {
 	load       string
+	state      [2]string      // active and sub; running unless set
 	properties map[string]any // by the full name
 	entries    []dumped
 	dumpError  string
@@ -102,7 +103,11 @@ func (units pid1) list(patterns []string) []listed {
 		if load == "" {
 			load = "loaded"
 		}
-		list = append(list, listed{name, "About " + name, load, "active", "running", "",
+		state := unit.state
+		if state[0] == "" {
+			state = [2]string{"active", "running"}
+		}
+		list = append(list, listed{name, "About " + name, load, state[0], state[1], "",
 			dbus.ObjectPath(unitPath(name)), 0, "", "/"})
 	}
 	return list
@@ -207,6 +212,7 @@ func TestAPropertyThatCannotBeReadIsNamed(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "User of yes.service") || len(got) != 3 {
 		t.Errorf("%d stores, %v", len(got), err)
 	}
+	units = machine()
 	units["yes.service"].properties[serviceInterface+".User"] = uint32(0) // of another type
 	_, err = reader(t, units.serve).Stores(t.Context())
 	if !errors.Is(err, bulk.ErrProtocol) || !strings.Contains(err.Error(), "User of yes.service") {
@@ -375,6 +381,43 @@ func answerSome(n int, silent func()) func(p *bulktest.Peer) {
 			silent()
 		}
 		for p.Call() != nil {
+		}
+	}
+}
+
+// PID 1 is not asked what its answers so far already say: see loaded.dead and
+// Store.Kept.
+func TestStoppedUnitsAreAskedAboutTheirStoresOnly(t *testing.T) {
+	stopped := func(active, sub string, entries ...dumped) fakeUnit {
+		return with(service("not asked for", 8, entries...), func(u *fakeUnit) { u.state = [2]string{active, sub} })
+	}
+	units := pid1{
+		"dead.service":    stopped("inactive", "dead", dumpedFile),
+		"failed.service":  stopped("failed", "failed", dumpedFile),
+		"failed2.service": stopped("failed", "failed"),
+		"pinned.service":  stopped("inactive", "dead-resources-pinned", dumpedFile),
+		"running.service": service("yes", 8, dumpedFile),
+	}
+	r := reader(t, func(p *bulktest.Peer) {
+		for call := p.Call(); call != nil; call = p.Call() {
+			p.Send(units.answer(call))
+		}
+	})
+	r.Known = func(s *Store) bool { s.User = "of " + s.Unit; return s.Unit != "running.service" }
+	got, err := r.Stores(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := func(unit string) Store {
+		return Store{Unit: unit, Kept: true, User: "of " + unit, Entries: wantEntries[:1]}
+	}
+	want := []Store{kept("failed.service"), kept("pinned.service"), store("running.service", "yes", wantEntries[:1]...)}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("stores (-want +got):\n%s", diff)
+	}
+	for _, s := range got {
+		if !s.OptedIn() {
+			t.Errorf("%s has not opted in", s.Unit)
 		}
 	}
 }

@@ -16,6 +16,10 @@ type Store struct {
 	// not asked for when there are Entries, as there are none without it.
 	Preserve string
 	Max      uint32
+	// Kept says that the unit has stopped and its store is still there, which
+	// PID 1 does for units that have opted in only (service_release_resources
+	// in src/core/service.c, systemd 254); Preserve is not asked for then.
+	Kept bool
 	// FragmentPath, User and Group say who the unit is; each can be empty.
 	FragmentPath, User, Group string
 	// Entries are in the order of the store, which is the order of
@@ -26,7 +30,7 @@ type Store struct {
 // OptedIn tells whether the unit's store is to survive, by systemd's own
 // directives.
 func (s *Store) OptedIn() bool {
-	return (s.Max > 0 || len(s.Entries) > 0) && (s.Preserve == "yes" || s.Preserve == "on-success")
+	return (s.Max > 0 || len(s.Entries) > 0) && (s.Kept || s.Preserve == "yes" || s.Preserve == "on-success")
 }
 
 // Entry is what PID 1 tells of one fd in a store: facts, not the fd.

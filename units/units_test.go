@@ -72,6 +72,11 @@ func duplicator(t *testing.T) *Duplicator {
 	return d
 }
 
+func dupOne(d *Duplicator, e *Entry) (*File, error) {
+	files, failed := d.Dup([]Entry{*e})
+	return files[0], failed[0]
+}
+
 func pipe(t *testing.T) (read, write *fd.FD) {
 	t.Helper()
 	var p [2]int
@@ -87,7 +92,7 @@ func TestDupFindsFilesWithAnInodeOfTheirOwn(t *testing.T) {
 	d := duplicator(t)
 	for name, f := range files {
 		e := entry(t, f)
-		dup, err := d.Dup(e)
+		dup, err := dupOne(d, e)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -110,13 +115,13 @@ func TestDupOfWhatIsGoneOrAnotherFileSaysThatTheStoreChanged(t *testing.T) {
 	} {
 		other := *e
 		change(&other)
-		if _, err := duplicator(t).Dup(&other); !errors.Is(err, ErrChanged) {
+		if _, err := dupOne(duplicator(t), &other); !errors.Is(err, ErrChanged) {
 			t.Errorf("another %s: %v, want ErrChanged", name, err)
 		}
 	}
 	d := duplicator(t)
 	_ = f.Close()
-	if _, err := d.Dup(e); !errors.Is(err, ErrChanged) {
+	if _, err := dupOne(d, e); !errors.Is(err, ErrChanged) {
 		t.Errorf("closed since it was listed: %v, want ErrChanged", err)
 	}
 }
@@ -131,7 +136,7 @@ func TestDupGivesEachOpenFileOfAnInodeOnce(t *testing.T) {
 	e := entry(t, f)
 	seen := []int64{}
 	for i := range 2 {
-		dup, err := d.Dup(e)
+		dup, err := dupOne(d, e)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -146,7 +151,7 @@ func TestDupGivesEachOpenFileOfAnInodeOnce(t *testing.T) {
 	if !slices.Equal(seen, []int64{10, 20}) {
 		t.Errorf("positions %v: the same open file came twice", seen)
 	}
-	if _, err := d.Dup(e); !errors.Is(err, ErrChanged) {
+	if _, err := dupOne(d, e); !errors.Is(err, ErrChanged) {
 		t.Errorf("a third time: %v, want ErrChanged", err)
 	}
 }
@@ -179,7 +184,7 @@ func TestFilesThatShareAnInodeAreNotGuessed(t *testing.T) {
 	if !e.Anonymous() || e.Type() != "eventfd" {
 		t.Errorf("Type %q, Anonymous %v", e.Type(), e.Anonymous())
 	}
-	if _, err := duplicator(t).Dup(e); !errors.Is(err, ErrAmbiguous) {
+	if _, err := dupOne(duplicator(t), e); !errors.Is(err, ErrAmbiguous) {
 		t.Errorf("Dup: %v, want ErrAmbiguous", err)
 	}
 }
@@ -245,5 +250,30 @@ func TestConnectEndsWhenPID1DoesNotAnswer(t *testing.T) {
 	}
 	if _, err := Connect(t.Context(), path+"x"); !errors.Is(err, unix.ENOENT) || !errors.Is(err, ErrManager) {
 		t.Errorf("Connect to nothing: %v, want ENOENT and ErrManager", err)
+	}
+}
+
+// Open files of one inode go to the entries whose numbers they fit between.
+func TestAssignKeepsTheOrder(t *testing.T) {
+	for name, test := range map[string]struct {
+		costs [][]int
+		want  []int
+	}{
+		"as many as there are":  {[][]int{{0, 9}, {9, 0}}, []int{0, 1}},
+		"never out of order":    {[][]int{{9, 0}, {0, 9}}, []int{0, 1}},
+		"the best of more":      {[][]int{{5, 1, 7}, {5, 7, 1}}, []int{1, 2}},
+		"one goes without":      {[][]int{{3}, {1}}, []int{-1, 0}},
+		"one that is no match":  {[][]int{{impossible, impossible}, {1, 2}}, []int{-1, 0}},
+		"nothing to be had":     {[][]int{{}, {}}, []int{-1, -1}},
+		"no entries":            {nil, []int{}},
+		"the first in the last": {[][]int{{4, 4, 2}}, []int{2}},
+	} {
+		columns := 0
+		if len(test.costs) > 0 {
+			columns = len(test.costs[0])
+		}
+		if got := assign(test.costs, columns); !slices.Equal(got, test.want) {
+			t.Errorf("%s: %v, want %v", name, got, test.want)
+		}
 	}
 }

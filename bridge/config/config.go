@@ -10,6 +10,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/fdbridge/fdbridge/units/unitfile"
 )
@@ -17,56 +18,114 @@ import (
 const (
 	file    = "fdbridge/fdbridge.conf"
 	section = "Bridge"
-	exclude = "Exclude"
+)
+
+// The defaults of settings.
+const (
+	preserveTimeout = 60 * time.Second
+	holdTimeout     = unitfile.Infinity
 )
 
 // Config is what the administrator wants. It does not change.
 type Config struct {
-	exclude []string // globs
+	// Rollback says that a live update is called off when anything of any unit
+	// would be lost, OnLoss=rollback.
+	Rollback bool
+	// PreserveTimeout bounds how long preserving may take, PreserveTimeoutSec=.
+	PreserveTimeout time.Duration
+	// HoldTimeout is how long what no unit has claimed is held,
+	// HoldTimeoutSec=; unitfile.Infinity for ever.
+	HoldTimeout time.Duration
+
+	exclude    []string // globs
+	excludeSet bool
 }
 
 // Load reads fdbridge.conf in /etc/fdbridge, or else in /run/fdbridge,
 // /usr/local/lib/fdbridge or /usr/lib/fdbridge, all below root, and then the
 // drop-ins of all four, fdbridge.conf.d/*.conf, as unitfile.LoadConfig says.
 //
-// There is one setting, in the section [Bridge]: Exclude= names the units that
-// are left alone whatever their own files say, separated by spaces, with the
-// wildcards *, ? and [] of systemctl. Repeated assignments add up; an empty one
-// throws away those before it. When Exclude= is never set, systemd's own
-// journald and udevd are excluded; Exclude= with a value replaces that list,
-// and with nothing else but an empty one no unit is excluded.
+// The settings stand in the section [Bridge]:
+//
+// Exclude= names the units that are left alone whatever their own files say,
+// separated by spaces, with the wildcards *, ? and [] of systemctl. Repeated
+// assignments add up; an empty one throws away those before it. When Exclude= is
+// never set, systemd's own journald and udevd are excluded; Exclude= with a
+// value replaces that list, and with nothing else but an empty one no unit is
+// excluded.
+//
+// OnLoss= is continue, the default, or rollback. PreserveTimeoutSec=, 60 s, and
+// HoldTimeoutSec=, infinity, are time spans. Of these the last assignment
+// counts, and an empty one brings the default back.
 //
 // The result is never nil. What could not be read, and sections, settings and
 // values that fdbridge does not know, are ignored and returned as problems, one
 // sentence each with file and line.
 func Load(root string) (*Config, []error) {
 	settings, problems := unitfile.LoadConfig(root, file)
-	c := &Config{exclude: []string{ // before everything else, and with nothing a kernel carries
-		"systemd-journald.service", "systemd-journald@*.service", "systemd-udevd.service",
-	}}
-	seen := map[string]bool{}
+	c := &Config{
+		PreserveTimeout: preserveTimeout,
+		HoldTimeout:     holdTimeout,
+		exclude: []string{ // before everything else, and with nothing a kernel carries
+			"systemd-journald.service", "systemd-journald@*.service", "systemd-udevd.service",
+		},
+	}
+	unknown := map[string]bool{}
 	for _, a := range settings {
-		var problem error
-		switch {
-		case strings.HasPrefix(a.Section, "X-") || strings.HasPrefix(a.Key, "X-"):
-		case a.Section != section:
-			if id := a.Path + " " + a.Section; !seen[id] {
-				seen[id] = true
-				problem = fmt.Errorf("the section [%s] is unknown and ignored", a.Section)
-			}
-		case a.Key != exclude:
-			problem = fmt.Errorf("the setting %s= is unknown and ignored", a.Key)
-		default:
-			if !seen[exclude] {
-				c.exclude, seen[exclude] = nil, true
-			}
-			problem = c.addExclude(a.Value)
+		if strings.HasPrefix(a.Section, "X-") || strings.HasPrefix(a.Key, "X-") {
+			continue
 		}
-		if problem != nil {
-			problems = append(problems, fmt.Errorf("%s:%d: %w", a.Path, a.Line, problem))
+		err := c.apply(a)
+		if id := a.Path + " " + a.Section; a.Section != section {
+			if unknown[id] {
+				continue // named once for all its lines
+			}
+			unknown[id] = true
+		}
+		if err != nil {
+			problems = append(problems, fmt.Errorf("%s:%d: %w", a.Path, a.Line, err))
 		}
 	}
 	return c, problems
+}
+
+// apply applies one assignment.
+func (c *Config) apply(a unitfile.Assignment) error {
+	if a.Section != section {
+		return fmt.Errorf("the section [%s] is unknown and ignored", a.Section)
+	}
+	switch a.Key {
+	case "Exclude":
+		if !c.excludeSet {
+			c.exclude, c.excludeSet = nil, true
+		}
+		return c.addExclude(a.Value)
+	case "OnLoss":
+		if a.Value != "rollback" && a.Value != "continue" && a.Value != "" {
+			return fmt.Errorf("OnLoss=%s is ignored: it is continue or rollback", a.Value)
+		}
+		c.Rollback = a.Value == "rollback"
+		return nil
+	case "PreserveTimeoutSec":
+		return span(a, &c.PreserveTimeout, preserveTimeout)
+	case "HoldTimeoutSec":
+		return span(a, &c.HoldTimeout, holdTimeout)
+	}
+	return fmt.Errorf("the setting %s= is unknown and ignored", a.Key)
+}
+
+// span applies a setting that is a time span, for which zero is no value.
+func span(a unitfile.Assignment, to *time.Duration, standard time.Duration) error {
+	if a.Value == "" {
+		*to = standard
+		return nil
+	}
+	value, ok := unitfile.ParseTimeSpan(a.Value)
+	if !ok || value == 0 {
+		return fmt.Errorf("%s=%s is ignored: it is no time span", a.Key, a.Value)
+	}
+	*to = value
+	return nil
 }
 
 // addExclude applies one assignment. Words that are no service are left out.

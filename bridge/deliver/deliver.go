@@ -1,33 +1,48 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package deliver is the unit's side of a delivery: it runs as a control
-// process of the unit that is being started, before its main process, gets the
-// unit's session from fdbridged and puts the files into the unit's fd store.
+// process of the unit that is being started, before its main process, gets what
+// is held for the unit from fdbridged and puts the files into the unit's fd
+// store.
 //
 // It goes into a program that runs before each start of a service, so it
-// imports nothing large. Whether the unit may have the session is decided by
+// imports nothing large. Whether the unit may have the files is decided by
 // fdbridged.
 package deliver
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"slices"
+	"io"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/internal/fd"
-	"github.com/fdbridge/fdbridge/kho"
 	"github.com/fdbridge/fdbridge/session"
 )
 
 const (
+	// Timeout is how long Run should be given. After it Run takes at most
+	// lastTimeout to come to an end, if the service manager answers, so that it
+	// has ended before the 90 seconds are over after which a unit that has not
+	// started fails by default.
+	Timeout = 65 * time.Second
+	// lastTimeout bounds how long fdbridged may take to note what has become of
+	// a delivery, with a restart of it in between.
+	lastTimeout = 15 * time.Second
 	// connectTimeout bounds how long the unit's start waits for a fdbridged
-	// that is not there, because it crashed or was stopped; the unit then
-	// starts without the fds, which are held on.
+	// that has crashed and comes back; the unit then starts without the fds,
+	// which are held on.
 	connectTimeout = 10 * time.Second
-	// answerTimeout bounds each wait for an answer of fdbridged.
-	answerTimeout = 2 * time.Minute
+	// absentTimeout does so for one that was stopped, and may be started again
+	// at once, as when it is updated, or not at all.
+	absentTimeout = 3 * time.Second
+	// answerTimeout bounds each wait for an answer of fdbridged, which has
+	// one, or says why not, within 50 seconds.
+	answerTimeout = 55 * time.Second
 	// retryDelay is between two tries to connect.
 	retryDelay = 20 * time.Millisecond
 )
@@ -35,6 +50,7 @@ const (
 // Store is the unit's fd store; notify.Socket is the way to it.
 type Store interface {
 	Store(name string, f *fd.FD) error
+	Remove(name string) error
 	Barrier() error
 }
 
@@ -46,115 +62,146 @@ type Deliverer struct {
 	// Max is FileDescriptorStoreMax= of the unit, which the service manager
 	// tells its processes in $FDSTORE (systemd 254).
 	Max int
+	// Invocation is $INVOCATION_ID.
+	Invocation string
+	// Lost is called for each fd that can never be delivered.
+	Lost func(name string, err error)
+}
+
+var (
+	// errUnanswered says that the connection to fdbridged is of no use any more.
+	errUnanswered = errors.New("fdbridged did not answer")
+	// errBroken says that fdbridged has crashed, or was stopped: the next one
+	// can be asked.
+	errBroken = fmt.Errorf("%w: the connection broke", errUnanswered)
+)
+
+// Passing tells whether an error is one that need not come again when the same
+// is tried later: there was no memory or no room for a descriptor. The kernel's
+// answer that a file cannot be restored does not pass, whatever it is: a failed
+// retrieve stays failed (luo_retrieve_file in kernel/liveupdate/luo_file.c,
+// Linux 7.2).
+func Passing(err error) bool {
+	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
+		return true
+	}
+	var kernel *session.Error
+	return !errors.As(err, &kernel) && (errors.Is(err, unix.ENOMEM) || errors.Is(err, unix.EINTR) || errors.Is(err, unix.ENOSPC))
 }
 
 // Run delivers what is held for the unit. It returns the number of fds that
-// were put into the store, 0 and no error when nothing is held. With an error,
-// what was not delivered is held on.
-func (d *Deliverer) Run() (int, error) {
-	conn, err := dial(d.Socket)
+// were put into the store, 0 and no error when nothing is held. With an error
+// and no fds, nothing is in the store and all is held on; with both, all is in
+// the store, and fdbridged may hold it on, too.
+//
+// It gives up when ctx ends, and waits for fdbridged as long as the constants
+// above say.
+func (d *Deliverer) Run(ctx context.Context) (int, error) {
+	for {
+		n, err := d.try(ctx)
+		if !errors.Is(err, errBroken) || ctx.Err() != nil {
+			return n, err
+		}
+	}
+}
+
+// try is Run with one fdbridged.
+func (d *Deliverer) try(ctx context.Context) (int, error) {
+	conn, err := dial(ctx, d.Socket)
 	if err != nil {
 		return 0, fmt.Errorf("fdbridged cannot be reached, and holds on what it may hold for this unit: %w", err)
 	}
 	defer func() { _ = conn.Close() }() // fdbridged has answered, or never will
 	var grant wire.Grant
-	f, err := ask(conn, wire.Request{Op: wire.OpDeliver}, &grant)
+	f, err := ask(ctx, conn, wire.Request{Op: wire.OpDeliver, Invocation: d.Invocation}, &grant)
 	if err != nil {
-		return 0, fmt.Errorf("ask fdbridged for the unit's session: %w", err)
+		return 0, fmt.Errorf("ask fdbridged for the unit's fds: %w", err)
 	}
+	defer func() { _ = f.Close() }() // fdbridged has its own, and decides
 	if grant.Error != "" {
-		_ = f.Close()
 		return 0, fmt.Errorf("fdbridged does not deliver: %s", grant.Error)
 	}
-	if f == nil {
+	if grant.Session == "" {
 		return 0, nil
 	}
-	s := session.Adopt(d.Kernel, f)
-	defer func() { _ = s.Close() }() // fdbridged has its own, and decides
-	delivered := d.unpack(s, grant.Unit)
-	if err := d.Store.Barrier(); err != nil {
-		return 0, err
+	u := unpacking{Deliverer: d, conn: conn, grant: &grant}
+	if f != nil {
+		u.session = session.Adopt(d.Kernel, f)
 	}
-	var settled wire.Settled
-	stray, err := ask(conn, delivered, &settled)
-	_ = stray.Close() // no answer has an fd with it here
-	if err == nil && settled.Error != "" {
-		err = errors.New(settled.Error)
+	if err := u.unpack(ctx); err != nil {
+		return 0, u.giveBack(ctx, err)
 	}
-	if err != nil {
-		return delivered.Stored, fmt.Errorf("%s: session %s is held on: %w", grant.Unit, grant.Session, err)
+	_ = f.Close() // so that the session is gone when fdbridged lets go of it
+	if err := d.settle(ctx, conn, u.delivered()); err != nil {
+		return u.stored, fmt.Errorf("all fds of session %s are delivered, but fdbridged may hold them on: %w", grant.Session, err)
 	}
-	return delivered.Stored, nil
+	return u.stored, nil
+}
+
+// settle tells fdbridged that all is in the store: the one that has granted it,
+// or the next if the connection breaks. It goes on when ctx has ended, for a
+// delivery that is not settled is in the way of the next one.
+func (d *Deliverer) settle(ctx context.Context, conn *wire.Conn, delivered wire.Request) error {
+	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), lastTimeout)
+	defer stop()
+	for {
+		var settled wire.Settled
+		stray, err := ask(ctx, conn, delivered, &settled)
+		_ = stray.Close() // no answer of this kind has an fd with it
+		if err == nil && settled.Error != "" {
+			return errors.New(settled.Error)
+		}
+		if !errors.Is(err, errBroken) || ctx.Err() != nil {
+			return err
+		}
+		again, err := dial(ctx, d.Socket)
+		if err != nil {
+			return err
+		}
+		defer func() { _ = again.Close() }() // as above
+		conn = again
+	}
 }
 
 // dial connects to fdbridged, which may be on its way up again.
-func dial(path string) (*wire.Conn, error) {
-	deadline := time.Now().Add(connectTimeout)
+func dial(ctx context.Context, path string) (*wire.Conn, error) {
+	start := time.Now()
 	for {
 		conn, err := wire.Dial(path)
-		if err == nil || time.Now().After(deadline) {
-			return conn, err
+		if err == nil {
+			return conn, nil
 		}
-		time.Sleep(retryDelay)
-	}
-}
-
-// ask sends a request and waits for the answer.
-func ask(conn *wire.Conn, request wire.Request, answer any) (*fd.FD, error) {
-	if err := conn.SetDeadline(time.Now().Add(answerTimeout)); err != nil {
-		return nil, err
-	}
-	if err := conn.Send(request, nil); err != nil {
-		return nil, err
-	}
-	return conn.Receive(answer)
-}
-
-// unpack puts the session's files into the unit's store and says what became
-// of them. They are stored in reverse, since the service manager puts each new
-// one in front of the others (service_add_fd_store in src/core/service.c).
-func (d *Deliverer) unpack(s *session.Session, unit string) wire.Request {
-	delivered := wire.Request{Op: wire.OpDelivered, Max: d.Max}
-	manifest, err := manifest(s, unit)
-	if err != nil {
-		delivered.Failed = []wire.Lost{{Unit: unit, Reason: err.Error()}}
-		return delivered
-	}
-	for _, e := range slices.Backward(manifest.Entries) {
-		if e.Kind == kho.KindLost {
-			continue
+		patience := connectTimeout
+		if errors.Is(err, unix.ENOENT) {
+			patience = absentTimeout
 		}
-		if err := d.entry(s, &e); err != nil {
-			lost := wire.Lost{Unit: unit, Name: e.Name, Type: e.Type, Reason: err.Error()}
-			delivered.Failed = append(delivered.Failed, lost)
-			continue
+		if time.Since(start) > patience {
+			return nil, err
 		}
-		delivered.Stored++
+		select {
+		case <-ctx.Done():
+			return nil, errors.Join(err, context.Cause(ctx))
+		case <-time.After(retryDelay):
+		}
 	}
-	return delivered
 }
 
-func manifest(s *session.Session, unit string) (m *kho.Manifest, err error) {
-	f, err := s.RetrieveFD(kho.ManifestToken)
-	if err != nil {
-		return nil, err
+// ask sends a request and waits for the answer, and the fd beside it, which the
+// caller owns, until ctx ends. An error is errUnanswered, and errBroken when
+// fdbridged has gone.
+func ask(ctx context.Context, conn *wire.Conn, request wire.Request, answer any) (f *fd.FD, err error) {
+	if err = conn.SetDeadline(time.Now().Add(answerTimeout)); err == nil {
+		defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })()
+		err = conn.Send(request, nil)
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	return kho.ReadManifest(f, unit)
-}
-
-// entry puts one file of the session into the unit's store.
-func (d *Deliverer) entry(s *session.Session, e *kho.Entry) error {
-	if e.Kind != kho.KindLUO {
-		return fmt.Errorf("this version of fdbridge knows no entries of kind %q", e.Kind)
-	}
-	f, err := s.RetrieveFD(e.Token)
 	if err == nil {
-		f, err = mend(f, e)
+		f, err = conn.Receive(answer)
 	}
-	if err != nil {
-		return err
+	switch {
+	case err == nil:
+		return f, nil
+	case errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE):
+		return nil, fmt.Errorf("%w: no answer to %q: %w", errBroken, request.Op, err)
 	}
-	defer func() { _ = f.Close() }() // of a memfd, which has nothing to flush
-	return d.Store.Store(e.Name, f)
+	return nil, fmt.Errorf("%w to %q: %w", errUnanswered, request.Op, errors.Join(err, ctx.Err()))
 }

@@ -14,29 +14,13 @@ import (
 	"github.com/fdbridge/fdbridge/kho"
 )
 
-// mend makes a restored file what it was before the live update, where the
-// kernel has not: its seals, its access mode and its flags. It consumes f; the
-// caller owns what is returned.
-func mend(f *fd.FD, e *kho.Entry) (*fd.FD, error) {
-	for _, step := range []func(*fd.FD, *kho.Entry) (*fd.FD, error){reseal, reopen} {
-		mended, err := step(f, e)
-		if err != nil {
-			return nil, errors.Join(err, f.Close())
-		}
-		if mended != nil {
-			_ = f.Close() // a memfd has nothing to flush
-			f = mended
-		}
-	}
-	return f, nil
-}
-
-// reseal gives a memfd its seals back. Linux before 7.1 forgets them all, and
-// they are added again. Linux 7.1 and 7.2 restore every memfd as executable,
-// and then the seal against that, F_SEAL_EXEC, brings all the seals against
-// writing with it (memfd_add_seals in mm/memfd.c): such a file is copied into
-// a new one, which is returned; nil if f itself is as it was.
-func reseal(f *fd.FD, e *kho.Entry) (copied *fd.FD, err error) {
+// reseal gives a restored memfd its seals back. Linux before 7.1 forgets them
+// all, and they are added again. Linux 7.1 and 7.2 restore every memfd as
+// executable, and then the seal against that, F_SEAL_EXEC, brings all the seals
+// against writing with it (memfd_add_seals in mm/memfd.c): such a file is copied
+// into a new one. It consumes f; the caller owns what is returned.
+func reseal(f *fd.FD, e *kho.Entry) (sealed *fd.FD, err error) {
+	sealed = f
 	err = f.Do(func(raw int) error {
 		has, err := unix.FcntlInt(uintptr(raw), unix.F_GET_SEALS, 0)
 		if errors.Is(err, unix.EINVAL) {
@@ -49,10 +33,16 @@ func reseal(f *fd.FD, e *kho.Entry) (copied *fd.FD, err error) {
 		if surplus == 0 && missing&unix.F_SEAL_EXEC == 0 {
 			return addSeals(raw, missing)
 		}
-		copied, err = copyOf(raw, e)
+		sealed, err = copyOf(raw, e)
 		return err
 	})
-	return copied, err
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	if sealed != f {
+		err = f.Close()
+	}
+	return sealed, err
 }
 
 func addSeals(raw, seals int) error {
@@ -115,36 +105,48 @@ func copyInto(to, from int) error {
 // statusFlags are the flags of an open file that fcntl(F_SETFL) can change.
 const statusFlags = unix.O_APPEND | unix.O_NONBLOCK | unix.O_NOATIME | unix.O_DIRECT
 
-// reopen gives an open file its flags and its access mode back: the kernel
-// restores every memfd read-write and without flags (mm/memfd_luo.c, Linux
-// 7.2). One that was not read-write is opened again, at the same position, and
-// returned; nil if f itself is as it was.
+// reopen makes a restored file the open file that the entry is: the kernel
+// restores one open file of each, read-write and without flags (mm/memfd_luo.c,
+// Linux 7.2). Another one of the same file, or one that was not read-write, is
+// opened anew. It consumes f; the caller owns what is returned.
 func reopen(f *fd.FD, e *kho.Entry) (again *fd.FD, err error) {
 	flags := int(e.Flags) & statusFlags
 	mode := int(e.Flags) & unix.O_ACCMODE
+	again = f
 	err = f.Do(func(raw int) error {
-		if mode == unix.O_RDWR {
-			if flags == 0 {
-				return nil
+		switch {
+		case e.Open > 0:
+			again, err = openAgain(raw, mode|flags, e.Position)
+		case mode != unix.O_RDWR:
+			position, seekErr := unix.Seek(raw, 0, unix.SEEK_CUR)
+			if seekErr != nil {
+				return os.NewSyscallError("lseek", seekErr)
 			}
-			_, err := unix.FcntlInt(uintptr(raw), unix.F_SETFL, flags)
-			return os.NewSyscallError("fcntl(F_SETFL)", err)
+			again, err = openAgain(raw, mode|flags, position)
+		case flags != 0:
+			_, err = unix.FcntlInt(uintptr(raw), unix.F_SETFL, flags)
+			err = os.NewSyscallError("fcntl(F_SETFL)", err)
 		}
-		position, err := unix.Seek(raw, 0, unix.SEEK_CUR)
-		if err != nil {
-			return os.NewSyscallError("lseek", err)
-		}
-		opened, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", raw), mode|flags|unix.O_CLOEXEC, 0)
-		if err != nil {
-			return fmt.Errorf("open the file again with flags %#o: %w", mode|flags, err)
-		}
-		again = fd.New(opened)
-		_, err = unix.Seek(opened, position, unix.SEEK_SET)
-		return os.NewSyscallError("lseek", err)
+		return err
 	})
 	if err != nil {
-		_ = again.Close()
-		return nil, err
+		return nil, errors.Join(err, f.Close())
 	}
-	return again, nil
+	if again != f {
+		err = f.Close()
+	}
+	return again, err
+}
+
+// openAgain opens the file behind raw anew.
+func openAgain(raw, flags int, position int64) (*fd.FD, error) {
+	opened, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", raw), flags|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("open the file again with flags %#o: %w", flags, err)
+	}
+	f := fd.New(opened)
+	if _, err := unix.Seek(opened, position, unix.SEEK_SET); err != nil {
+		return nil, errors.Join(os.NewSyscallError("lseek", err), f.Close())
+	}
+	return f, nil
 }

@@ -17,7 +17,15 @@ var ErrRefused = errors.New("fdbridged refused")
 
 // Ask asks fdbridged at the socket path for op, OpList or OpStatus, and calls
 // each with every part of the answer in turn.
-func Ask(path, op string, each func(*Answer)) error {
+func Ask(path, op string, each func(*Answer)) error { return ask(path, Request{Op: op}, each) }
+
+// Drop makes fdbridged at the socket path let go of all that it holds for a
+// unit, which is lost then.
+func Drop(path, unit string) error {
+	return ask(path, Request{Op: OpDrop, Unit: unit}, func(*Answer) {})
+}
+
+func ask(path string, request Request, each func(*Answer)) error {
 	conn, err := Dial(path)
 	if err != nil {
 		return err
@@ -26,7 +34,7 @@ func Ask(path, op string, each func(*Answer)) error {
 	if err := conn.SetDeadline(time.Now().Add(askTimeout)); err != nil {
 		return err
 	}
-	if err := conn.Send(Request{Op: op}, nil); err != nil {
+	if err := conn.Send(request, nil); err != nil {
 		return err
 	}
 	for {
@@ -38,7 +46,7 @@ func Ask(path, op string, each func(*Answer)) error {
 		_ = stray.Close() // no answer of these has an fd with it
 		switch {
 		case err != nil:
-			return err
+			return fmt.Errorf("wait for the end of fdbridged's answer to %q: %w", request.Op, err)
 		case answer.Error != "":
 			return fmt.Errorf("%w: %s", ErrRefused, answer.Error)
 		case answer.End:

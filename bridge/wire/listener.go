@@ -21,6 +21,7 @@ const backlog = 4096
 // Listener is a listening socket.
 type Listener struct {
 	conn   *Conn
+	path   string
 	closed atomic.Bool
 }
 
@@ -52,7 +53,7 @@ func Listen(path string) (*Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
-	return &Listener{conn: conn}, nil
+	return &Listener{conn: conn, path: path}, nil
 }
 
 // Accept waits for the next connection, which the caller closes. It ends with
@@ -80,7 +81,17 @@ func (l *Listener) Accept() (*Conn, error) {
 	return newConn(n)
 }
 
-// Close stops listening. The socket's file stays; the next Listen replaces it.
+// Remove removes the socket's file, so that who comes next can tell a fdbridged
+// that was stopped from one that crashed. It goes before Close.
+func (l *Listener) Remove() error {
+	if err := unix.Unlink(l.path); err != nil {
+		return &os.PathError{Op: "unlink", Path: l.path, Err: err}
+	}
+	return nil
+}
+
+// Close stops listening. The socket's file stays unless it was removed; the next
+// Listen replaces it.
 func (l *Listener) Close() error {
 	l.closed.Store(true)
 	return l.conn.Close()

@@ -8,51 +8,93 @@ import "time"
 //
 //	fdbridge-inject                   fdbridged
 //	deliver                  -->
-//	                         <--      Grant, with the session's fd if one is held
+//	                         <--      Grant, with the session's fd if there still is a session
+//	file                     -->                                             as often as needed
+//	                         <--      File, with the file's fd
 //	delivered, what arrived  -->
-//	                         <--      Settled
+//	                         <--      Settled: it is held no longer
+//	or
+//	returned, and why        -->
+//	                         <--      Settled: it is held on
+//
+// One that has lost the connection after it had stored everything says
+// delivered on a new one.
 //
 //	fdbridgectl                       fdbridged
 //	list                     -->
 //	                         <--      Answer with a Unit, once each; with End
 //	status                   -->
 //	                         <--      Answer with a Status; with a Problem or Lost, once each; with End
+//	drop                     -->
+//	                         <--      Answer with End, or with an Error
 const (
 	OpDeliver   = "deliver"
+	OpFile      = "file"
 	OpDelivered = "delivered"
+	OpReturned  = "returned"
 	OpList      = "list"
 	OpStatus    = "status"
+	OpDrop      = "drop"
 )
 
 // Request is what a client sends.
 type Request struct {
 	Op string `json:"op"`
-	// Stored, Max and Failed go with OpDelivered: how many fds were put into
-	// the unit's store, for how many it has room, and which could not be
-	// brought there.
+	// Unit goes with OpDrop. All else is about the peer's own unit.
+	Unit string `json:"unit,omitempty"`
+	// Invocation goes with OpDeliver: $INVOCATION_ID of the unit, which is
+	// another one at each start.
+	Invocation string `json:"invocation,omitempty"`
+	// Session and Token say which file, with OpFile, or which parcel, by the
+	// place of its manifest as the Grant has it, with OpDelivered.
+	Session string `json:"session,omitempty"`
+	Token   uint64 `json:"token,omitempty"`
+	// Stored and Lost go with OpDelivered: how many fds were put into the
+	// unit's store, and how many can never be. Failed names the first
+	// MaxFailed of those.
 	Stored int    `json:"stored,omitempty"`
-	Max    int    `json:"max,omitempty"`
+	Lost   int    `json:"lost,omitempty"`
 	Failed []Lost `json:"failed,omitempty"`
+	// Reason goes with OpReturned: why nothing of what was granted is in the
+	// unit's store.
+	Reason string `json:"reason,omitempty"`
 }
+
+// MaxFailed is how many fds a Request names, so that it fits into a packet.
+const MaxFailed = 16
 
 // Grant answers OpDeliver.
 type Grant struct {
 	// Error says why nothing is granted although something may be held.
 	Error string `json:"error,omitempty"`
 	Unit  string `json:"unit,omitempty"`
-	// Session is the name of the session whose fd comes with this packet;
-	// empty when nothing is held for the unit.
+	// Session and Token are the place of the granted parcel's manifest; Session
+	// is empty when nothing is held for the unit. The session's fd comes with
+	// this packet, unless the session is not there any more: then all files are
+	// to be asked for.
 	Session string `json:"session,omitempty"`
+	Token   uint64 `json:"token,omitempty"`
+	// Clear says that an earlier delivery of this parcel was broken off, and
+	// what it has left in the unit's store is to be removed first.
+	Clear bool `json:"clear,omitempty"`
 }
 
-// Settled answers OpDelivered.
+// File answers OpFile.
+type File struct {
+	// Error says why there is no file with this packet; Lost, that there never
+	// will be.
+	Error string `json:"error,omitempty"`
+	Lost  bool   `json:"lost,omitempty"`
+}
+
+// Settled answers OpDelivered and OpReturned.
 type Settled struct {
-	// Error says what went wrong; the session is then held on.
+	// Error says what went wrong; the parcel is then held on.
 	Error string `json:"error,omitempty"`
 }
 
-// Answer is one packet of the answer to OpList or OpStatus; one of its fields
-// is set.
+// Answer is one packet of the answer to OpList, OpStatus or OpDrop; one of its
+// fields is set.
 type Answer struct {
 	Status *Status `json:"status,omitempty"`
 	Unit   *Unit   `json:"unit,omitempty"`

@@ -195,6 +195,24 @@ func TestListenReplacesASocketLeftBehind(t *testing.T) {
 	}
 }
 
+func TestARemovedSocketIsNotFound(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "socket")
+	listener, err := wire.Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	if err := listener.Remove(); err != nil {
+		t.Errorf("Remove: %v", err)
+	}
+	if _, err := wire.Dial(path); !errors.Is(err, unix.ENOENT) {
+		t.Errorf("Dial: %v, want ENOENT", err)
+	}
+	if err := listener.Remove(); !errors.Is(err, unix.ENOENT) || !strings.Contains(err.Error(), path) {
+		t.Errorf("Remove again: %v, want ENOENT and the path", err)
+	}
+}
+
 func TestAcceptEndsWithTheListener(t *testing.T) {
 	listener, err := wire.Listen(filepath.Join(t.TempDir(), "socket"))
 	if err != nil {

@@ -6,9 +6,14 @@
 package main
 
 import (
+	"context"
+	"fmt"
 	"os"
+	"os/signal"
 	"strconv"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/fdbridge/fdbridge/bridge/deliver"
 	"github.com/fdbridge/fdbridge/bridge/journal"
@@ -18,32 +23,44 @@ import (
 )
 
 // timeout bounds the whole, below the 90 s after which systemd by default lets a
-// unit fail that has not started: it is to start without its fds then.
-const timeout = 75 * time.Second
+// unit fail that has not started: it is to start without its fds then. It is
+// reached only when the service manager takes in no messages.
+const timeout = 85 * time.Second
 
 func main() {
 	log := journal.Stderr()
 	time.AfterFunc(timeout, func() {
-		log.Err("The unit's fds were not all delivered within %v; the others are held on", timeout)
+		log.Err("The unit's fds were not delivered within %v; the service manager may get some of them yet, and all are held on", timeout)
 		os.Exit(1)
 	})
-	store, err := notify.Open(os.Getenv("NOTIFY_SOCKET"))
-	if err != nil {
-		log.Err("The unit's fds cannot be delivered and are held on: %v", err)
-		os.Exit(1)
-	}
-	max, err := strconv.Atoi(os.Getenv("FDSTORE"))
-	if err != nil {
-		log.Err("The unit's fds cannot be delivered and are held on: it has no fd store, as FDSTORE=%q says", os.Getenv("FDSTORE"))
-		os.Exit(1)
-	}
-	deliverer := deliver.Deliverer{Socket: wire.Path, Kernel: session.System{}, Store: store, Max: max}
-	n, err := deliverer.Run()
-	if err != nil {
+	// A unit that is stopped while it starts is to keep none or all of its fds.
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+	defer stop()
+	ctx, cancel := context.WithTimeout(ctx, deliver.Timeout)
+	defer cancel()
+	if err := run(ctx, log); err != nil {
 		log.Err("Not all of the unit's fds were delivered: %v", err)
 		os.Exit(1)
 	}
+}
+
+func run(ctx context.Context, log *journal.Log) error {
+	store, err := notify.Open(os.Getenv("NOTIFY_SOCKET"))
+	if err != nil {
+		return err
+	}
+	max, err := strconv.Atoi(os.Getenv("FDSTORE"))
+	if err != nil {
+		return fmt.Errorf("the unit has no fd store, as FDSTORE=%q says", os.Getenv("FDSTORE"))
+	}
+	deliverer := deliver.Deliverer{
+		Socket: wire.Path, Kernel: session.System{}, Store: store, Max: max,
+		Invocation: os.Getenv("INVOCATION_ID"),
+		Lost:       func(name string, err error) { log.Err("The fd %q is lost: %v", name, err) },
+	}
+	n, err := deliverer.Run(ctx)
 	if n > 0 {
 		log.Info("Delivered %d fds to the unit's fd store.", n)
 	}
+	return err
 }

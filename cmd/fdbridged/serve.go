@@ -40,13 +40,14 @@ func serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	holder := &bridge.Holder{Kernel: session.System{}, Device: session.Path, Keeper: socket, Log: log}
-	holder.Restore(ctx, passed)
-	defer func() { _ = holder.Close() }() // the fd store has them all
+	// Who comes early waits in the queue.
 	listener, err := wire.Listen(wire.Path)
 	if err != nil {
 		return err
 	}
+	holder := &bridge.Holder{Kernel: session.System{}, Device: session.Path, Keeper: socket, Log: log}
+	holder.Restore(ctx, passed)
+	defer func() { _ = holder.Close() }() // the fd store has all that is held
 	addDropIns(ctx, holder)
 	reader := &units.Reader{Socket: units.PrivateSocket}
 	pinner := newPinner(settings, reader, log)
@@ -61,7 +62,8 @@ func serve(ctx context.Context) error {
 	return run(ctx, server, pinner, listener, log)
 }
 
-// run serves the socket and pins units until ctx ends.
+// run serves the socket, pins units, and goes on to restore what could not be
+// restored at once, until ctx ends.
 func run(ctx context.Context, server *bridge.Server, pinner *bridge.Pinner, listener *wire.Listener, log *journal.Log) error {
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -74,7 +76,15 @@ func run(ctx context.Context, server *bridge.Server, pinner *bridge.Pinner, list
 		running.Go(func() { pinner.Follow(watcher) })
 	}
 	running.Go(func() { pinner.Run(ctx) })
+	running.Go(func() {
+		if server.Holder.Retry(ctx) {
+			addDropIns(ctx, server.Holder)
+		}
+	})
 	stop := context.AfterFunc(ctx, func() {
+		if err := listener.Remove(); err != nil {
+			log.Warning("Units that start now will wait for a fdbridged for a while: %v", err)
+		}
 		_ = listener.Close()
 		if watcher != nil {
 			_ = watcher.Close()

@@ -109,3 +109,17 @@ func (f *FD) Link() (string, error) {
 	})
 	return link, err
 }
+
+// SameOpenFile tells whether two descriptors are of one open file, which have
+// one position and one set of flags, rather than of two opens of a file. It
+// needs Linux 6.10, which has F_DUPFD_QUERY (fs/fcntl.c).
+func (f *FD) SameOpenFile(other *FD) (bool, error) {
+	same := 0
+	err := f.Do(func(a int) error {
+		return other.Do(func(b int) (err error) {
+			same, err = unix.FcntlInt(uintptr(a), unix.F_DUPFD_QUERY, b)
+			return os.NewSyscallError("fcntl(F_DUPFD_QUERY)", err)
+		})
+	})
+	return same == 1, err
+}

@@ -17,10 +17,8 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"strconv"
-	"time"
 )
 
 // window is how many calls are on their way at a time. sd-bus keeps at most
@@ -60,8 +58,9 @@ func (e *Error) Error() string {
 
 // Conn is a connection to PID 1. One goroutine at a time may use it.
 type Conn struct {
-	conn   net.Conn
+	stream *stream
 	in     *bufio.Reader
+	ended  bool // it has failed
 	serial uint32
 	call   []byte // the call that is written last
 	calls  []byte // those of one round, one right behind the other
@@ -71,29 +70,32 @@ type Conn struct {
 // the user that this process runs as; PID 1 takes root only. It is bounded by
 // ctx. The caller closes the Conn.
 func Dial(ctx context.Context, path string) (*Conn, error) {
-	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, "unix", path)
+	stream, err := connect(ctx, path)
 	if err != nil {
 		return nil, err
 	}
-	c := &Conn{conn: conn, in: bufio.NewReaderSize(conn, 64<<10)}
+	c := &Conn{stream: stream, in: bufio.NewReaderSize(stream, 64<<10)}
 	if err := c.within(ctx, c.authenticate); err != nil {
-		return nil, errors.Join(fmt.Errorf("authenticate at %s: %w", path, err), conn.Close())
+		return nil, errors.Join(fmt.Errorf("authenticate at %s: %w", path, err), c.Close())
 	}
 	return c, nil
 }
 
 // Close closes the connection.
-func (c *Conn) Close() error { return c.conn.Close() }
+func (c *Conn) Close() error { return c.stream.sock.Close() }
 
 // within makes the reads and writes of do end with ctx. It fails whenever ctx
 // ended first, since the connection is then of no use to what comes after do.
 func (c *Conn) within(ctx context.Context, do func() error) error {
-	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetDeadline(time.Unix(1, 0)) })
+	if c.ended {
+		return errEnded
+	}
+	stop := context.AfterFunc(ctx, c.stream.end)
 	err := do()
 	if !stop() {
 		err = errors.Join(context.Cause(ctx), err)
 	}
+	c.ended = err != nil
 	return err
 }
 
@@ -101,7 +103,7 @@ func (c *Conn) within(ctx context.Context, do func() error) error {
 // (bus_socket_start_auth_client in src/libsystemd/sd-bus/bus-socket.c).
 func (c *Conn) authenticate() error {
 	uid := hex.EncodeToString([]byte(strconv.Itoa(os.Getuid())))
-	if _, err := fmt.Fprintf(c.conn, "\x00AUTH EXTERNAL %s\r\nBEGIN\r\n", uid); err != nil {
+	if _, err := fmt.Fprintf(c.stream, "\x00AUTH EXTERNAL %s\r\nBEGIN\r\n", uid); err != nil {
 		return err
 	}
 	line, err := c.in.ReadSlice('\n') // fails for one that does not end
@@ -145,12 +147,12 @@ func (c *Conn) round(calls []Call, answered func(i int)) error {
 	}
 	written := make(chan error, 1)
 	go func() {
-		_, err := c.conn.Write(c.calls)
+		_, err := c.stream.Write(c.calls)
 		written <- err
 	}()
 	err := c.answers(first, calls, answered)
 	if err != nil {
-		_ = c.conn.Close() // so that the writer ends
+		c.stream.end() // so that the writer ends
 	}
 	return errors.Join(err, <-written)
 }

@@ -180,7 +180,9 @@ func TestCallsArriveAsTheyWereMade(t *testing.T) {
 	}
 	var got, want []arrived
 	var serials []uint32
+	done := make(chan struct{})
 	ctx, conn := dial(t, func(p *bulktest.Peer) {
+		defer close(done)
 		for call := p.Call(); call != nil; call = p.Call() {
 			h := func(f dbus.HeaderField) any { return call.Headers[f].Value() }
 			signature, _ := h(dbus.FieldSignature).(dbus.Signature)
@@ -219,6 +221,8 @@ func TestCallsArriveAsTheyWereMade(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	_ = conn.Close()
+	<-done
 	if diff := cmp.Diff(slices.Concat(want, want), got, cmpopts.EquateEmpty()); diff != "" {
 		t.Errorf("calls (-want +got):\n%s", diff)
 	}

@@ -41,8 +41,9 @@ type plan struct {
 	problems []error
 	// dropIns leads from the real name of each unit that was looked at to its
 	// drop-in, nil when it gets none.
-	dropIns map[string][]byte
-	noted   map[string]bool
+	dropIns  map[string][]byte
+	register Register
+	noted    map[string]bool
 }
 
 // Plan returns the files for the services of a set, in the order in which they
@@ -56,7 +57,7 @@ type plan struct {
 // 262 on. A template has a drop-in for all its instances, known or not; an
 // instance has its own only where it differs from its template.
 func Plan(set *unitfile.Set, exclude func(unit string) bool) ([]File, []error) {
-	p := &plan{set: set, exclude: exclude, dropIns: map[string][]byte{}, noted: map[string]bool{}}
+	p := &plan{set: set, exclude: exclude, dropIns: map[string][]byte{}, register: Register{}, noted: map[string]bool{}}
 	names := set.Services()
 	slices.SortStableFunc(names, func(a, b string) int { // instances are compared with their templates
 		return cmp.Compare(order(a), order(b))
@@ -70,6 +71,9 @@ func Plan(set *unitfile.Set, exclude func(unit string) bool) ([]File, []error) {
 	if len(first) > 0 {
 		slices.Sort(first)
 		p.files = append(p.files, File{Path: beforeName, Data: before(first)})
+	}
+	if len(p.register) > 0 {
+		p.files = append(p.files, p.register.file())
 	}
 	return p.files, p.problems
 }
@@ -133,6 +137,12 @@ func (p *plan) dropIn(u *unitfile.Unit) []byte {
 		return strings.HasPrefix(path.Base(a.Path), ownDropIns)
 	})
 	if !takesPart(settings) {
+		return nil
+	}
+	facts, problems := factsOf(u, settings)
+	p.unread(problems)
+	p.register[u.Name] = facts
+	if facts.Left {
 		return nil
 	}
 	later := slices.DeleteFunc(slices.Clone(settings), func(a unitfile.Assignment) bool {

@@ -75,6 +75,12 @@ func (s *Socket) Close() error { return s.sock.Close() }
 // Ready says that the service has started, with a status line for people.
 func (s *Socket) Ready(status string) error { return s.send("READY=1\nSTATUS="+oneLine(status), nil) }
 
+// ExtendTimeout asks the service manager to wait for this long from now on, in
+// place of TimeoutStartSec= while the unit starts. It never shortens the wait.
+func (s *Socket) ExtendTimeout(wait time.Duration) error {
+	return s.send(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", wait.Microseconds()), nil)
+}
+
 // Store puts a duplicate of f into the unit's fd store, in front of what is
 // there, whatever f polls (FDPOLL=0). The caller keeps f. It returns ErrName
 // for a name that systemd would ignore (fdname_is_valid in

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"sync"
+
+	"github.com/fdbridge/fdbridge/internal/fd"
+	"github.com/fdbridge/fdbridge/kho"
+	"github.com/fdbridge/fdbridge/units"
+)
+
+const (
+	// captureTries is how often a store that changes while it is captured is
+	// read, before what was not found is lost.
+	captureTries = 3
+	// queued is how many stores wait for a processor at most; PID 1 waits with
+	// further answers then.
+	queued = 1024
+)
+
+// parcel is what is carried for a unit under one manifest, and where it went.
+type parcel struct {
+	unit     string
+	identity kho.Identity
+	origin   kho.Origin
+	items    []item
+	rooms    []*room        // its sessions, the one that is filled at last
+	index    *kho.IndexUnit // set when the manifest is written
+}
+
+// item is one entry of a parcel.
+type item struct {
+	entry   kho.Entry
+	file    *fd.FD // nil when it is lost
+	inode   inode  // of the file
+	apart   bool   // it is an open file of its own, though its file is another's
+	guessed bool   // it may be another open file of the same inode
+	shared  *claim // what is preserved for it and for all others that are the same file
+	lost    error  // why it cannot be carried
+}
+
+// inode identifies a file. It is zero for one of those that share an inode
+// with all others of their kind, as eventfds do.
+type inode struct{ dev, ino uint64 }
+
+// lose marks the items that are not lost yet.
+func (p *parcel) lose(err error) {
+	for i := range p.items {
+		if p.items[i].lost == nil {
+			p.items[i].lost = err
+		}
+	}
+}
+
+// close closes the items' files, of a parcel that is not packed.
+func (p *parcel) close() {
+	for i := range p.items {
+		_ = p.items[i].file.Close() // of memfds, which have nothing to flush
+	}
+}
+
+// stores is what was found in PID 1.
+type stores struct {
+	parcels    []*parcel
+	own        *units.Store // fdbridged's, nil when it is empty
+	duplicator Duplicator
+}
+
+// carry captures and packs the stores of all opted-in units, each as soon as
+// PID 1 has told of it and as many at a time as there are processors. The
+// parcels are in the order of their units' names. The caller closes the
+// duplicator; there is none with an error.
+func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) {
+	found := &stores{}
+	duplicator := sync.OnceValues(p.Duplicator)
+	queue := make(chan func(), queued)
+	var workers sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		workers.Go(func() {
+			for work := range queue {
+				work()
+			}
+		})
+	}
+	queue <- func() { _, _ = duplicator() } // looks at all of PID 1's fds meanwhile
+	err := p.Stores.EachStore(ctx, func(store *units.Store) {
+		if store.Unit == OwnUnit {
+			found.own = store
+		}
+		if !store.OptedIn() || p.Excluded(store.Unit) {
+			return
+		}
+		made := p.captured(store)
+		found.parcels = append(found.parcels, made)
+		queue <- func() {
+			p.capture(ctx, made, store.Entries, duplicator)
+			packer.pack(made)
+		}
+	})
+	close(queue)
+	workers.Wait()
+	d, failed := duplicator()
+	found.duplicator = d
+	if errors.Is(err, units.ErrManager) || failed != nil {
+		if failed == nil {
+			_ = d.Close() // it was only read from
+		}
+		return nil, errors.Join(err, failed)
+	}
+	for _, parcel := range found.parcels {
+		for _, it := range parcel.items {
+			if it.guessed {
+				p.Log.Warning("%s: PID 1 has several open files of what the fd %q is, and its position may be that of another.", parcel.unit, it.entry.Name)
+			}
+		}
+	}
+	if err != nil { // of single stores: the others go on
+		p.Log.Err("Not every fd store can be read, what is in these will be lost: %v", err)
+	}
+	return found, nil
+}
+
+// captured makes a parcel of a unit's store, whose files are still to be had.
+func (p *Preserver) captured(store *units.Store) *parcel {
+	return &parcel{
+		unit:     store.Unit,
+		identity: kho.Identity{Fragment: store.FragmentPath, User: store.User, Group: store.Group},
+		origin:   p.Origin,
+		items:    items(store.Entries),
+	}
+}
+
+func items(entries []units.Entry) []item {
+	list := make([]item, len(entries))
+	for i := range entries {
+		e := &entries[i]
+		list[i].entry = kho.Entry{Name: e.Name, Type: e.Type(), Flags: uint32(e.Flags)}
+	}
+	return list
+}
+
+// capture duplicates the files of a store. A store that has changed since it
+// was listed is listed again, and PID 1's fds with it.
+func (p *Preserver) capture(ctx context.Context, parcel *parcel, entries []units.Entry, duplicator func() (Duplicator, error)) {
+	d, err := duplicator()
+	if err != nil {
+		parcel.lose(err)
+		return
+	}
+	changed := duplicate(parcel, entries, d)
+	for try := 1; changed && try < captureTries; try++ {
+		parcel.close()
+		fresh, err := p.Stores.Entries(ctx, parcel.unit)
+		if err != nil {
+			parcel.lose(fmt.Errorf("the store has changed and cannot be listed again: %w", err))
+			return
+		}
+		again, err := p.Duplicator()
+		if err != nil {
+			parcel.lose(err)
+			return
+		}
+		parcel.items = items(fresh)
+		changed = duplicate(parcel, fresh, again)
+		_ = again.Close() // it was only read from
+	}
+}
+
+// duplicate gets each entry's file and tells whether one was not there any more.
+func duplicate(parcel *parcel, entries []units.Entry, duplicator Duplicator) (changed bool) {
+	files, failed := duplicator.Dup(entries)
+	for i, file := range files {
+		it := &parcel.items[i]
+		if it.lost = failed[i]; file == nil {
+			changed = changed || errors.Is(failed[i], units.ErrChanged)
+			continue
+		}
+		it.file, it.guessed = file.FD, file.Guessed
+		if !entries[i].Anonymous() {
+			it.inode = inode{file.Dev, file.Ino}
+		}
+		it.entry.Size, it.entry.Position, it.entry.Seals = file.Size, file.Position, kho.Seals(file.Seals)
+	}
+	return changed
+}

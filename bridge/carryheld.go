@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bridge
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/fdbridge/fdbridge/internal/fd"
+	"github.com/fdbridge/fdbridge/kho"
+	"github.com/fdbridge/fdbridge/session"
+	"github.com/fdbridge/fdbridge/units"
+)
+
+// leftHeld is what fdbridged holds at the end: its fd store, taken out of PID 1.
+type leftHeld struct {
+	sessions map[string]*session.Session // by name
+	kept     map[string]*fd.FD           // by name in the store, see names.go
+	done     map[string]bool             // marks, by name in the store
+	// taken are the files that were taken out of sessions and are nowhere
+	// else, by the names they would be kept under; they are the parcels'.
+	taken     map[string]*fd.FD
+	manifests []*fd.FD
+}
+
+// close closes all, which ends nothing: PID 1 has them too.
+func (l *leftHeld) close() {
+	for _, s := range l.sessions {
+		_ = s.Close()
+	}
+	for _, f := range l.kept {
+		_ = f.Close()
+	}
+	for _, f := range l.manifests {
+		_ = f.Close()
+	}
+}
+
+// file returns a file that is in a held session, or was.
+func (l *leftHeld) file(a address) (*fd.FD, error) {
+	if s := l.sessions[a.session]; s != nil {
+		f, err := s.RetrieveFD(a.token)
+		if err == nil {
+			l.taken[keptName(a)] = f
+		}
+		if err == nil || l.kept[keptName(a)] == nil {
+			return f, err
+		}
+	}
+	if f := l.kept[keptName(a)]; f != nil {
+		return f.Dup()
+	}
+	return nil, fmt.Errorf("%v: %w", a, session.ErrNoSession)
+}
+
+// takeHeld takes what fdbridged still holds for units out of its sessions, to
+// be carried on. What cannot be is logged and left out.
+func (p *Preserver) takeHeld(store *units.Store, duplicator Duplicator) (parcels []*parcel) {
+	left, err := p.takeOver(store, duplicator)
+	defer left.close()
+	if err != nil {
+		p.Log.Err("Not all that is held for units can be taken over, what cannot will be lost: %v", err)
+	}
+	index, err := left.index()
+	if err != nil {
+		p.Log.Err("What is held for units will be lost: %v", err)
+	}
+	if index == nil {
+		return nil
+	}
+	for i := range index.Units {
+		if made := p.held(left, &index.Units[i]); made != nil {
+			parcels = append(parcels, made)
+		}
+	}
+	p.finishHeld(left)
+	return parcels
+}
+
+// takeOver duplicates all that is in fdbridged's store.
+func (p *Preserver) takeOver(store *units.Store, duplicator Duplicator) (*leftHeld, error) {
+	left := &leftHeld{sessions: map[string]*session.Session{}, kept: map[string]*fd.FD{},
+		done: map[string]bool{}, taken: map[string]*fd.FD{}}
+	var kept []units.Entry
+	for _, e := range store.Entries {
+		switch {
+		case strings.HasPrefix(e.Name, donePrefix):
+			left.done[e.Name] = true
+		case strings.HasPrefix(e.Name, keptPrefix):
+			kept = append(kept, e)
+		}
+	}
+	files, failed := duplicator.Dup(kept)
+	for i, file := range files {
+		if file != nil {
+			left.kept[kept[i].Name] = file.FD
+		}
+	}
+	sessions, err := duplicator.Sessions()
+	for _, f := range sessions {
+		s := session.Adopt(p.Kernel, f)
+		name, err := s.Name()
+		if err != nil || !kho.IsSession(name) {
+			_ = s.Close() // a service's own session
+			continue
+		}
+		left.sessions[name] = s
+	}
+	return left, errors.Join(append(failed, err)...)
+}
+
+// index reads the index of the last live update; nil without one.
+func (l *leftHeld) index() (index *kho.Index, err error) {
+	s := l.sessions[kho.IndexSession]
+	if s == nil {
+		return nil, nil
+	}
+	f, err := s.RetrieveFD(kho.ManifestToken)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	return kho.ReadIndex(f)
+}
+
+// held makes a parcel of what is held for a unit; nil when it is not any more.
+func (p *Preserver) held(left *leftHeld, unit *kho.IndexUnit) *parcel {
+	if len(unit.Sessions) == 0 {
+		return nil
+	}
+	at := address{unit.Sessions[0], unit.Token}
+	if left.done[doneName(at)] || left.sessions[at.session] == nil && left.kept[keptName(at)] == nil {
+		return nil
+	}
+	manifest, err := left.manifest(at, unit.Unit)
+	if errors.Is(err, session.ErrNoToken) {
+		return nil // finished and not yet removed
+	}
+	if err != nil {
+		p.Log.Err("%s: What is held for it in session %s will be lost: %v", unit.Unit, at.session, err)
+		return nil
+	}
+	made := &parcel{unit: manifest.Unit, identity: manifest.Identity, origin: manifest.Origin}
+	for _, e := range manifest.Entries {
+		if e.Kind != kho.KindLost { // what was lost then has been reported then
+			made.items = append(made.items, left.item(e, at.session))
+		}
+	}
+	return made
+}
+
+// manifest reads a manifest and keeps its file until close.
+func (l *leftHeld) manifest(at address, unit string) (*kho.Manifest, error) {
+	f, err := l.file(at)
+	if err != nil {
+		return nil, err
+	}
+	l.manifests = append(l.manifests, f)
+	return kho.ReadManifest(f, unit)
+}
+
+// finishHeld finishes the held sessions, which frees their files to be preserved
+// again. What was taken out of them goes into this service's own store first:
+// were the update called off after that, fdbridged finds it there.
+func (p *Preserver) finishHeld(left *leftHeld) {
+	var failed []error
+	for name, f := range left.taken {
+		failed = append(failed, p.Rescue.Store(name, f))
+	}
+	if len(left.taken) > 0 {
+		failed = append(failed, p.Rescue.Barrier())
+	}
+	if err := errors.Join(failed...); err != nil {
+		p.Log.Warning("What is held for units would not survive if the live update were called off from here on: %v", err)
+	}
+	for name, s := range left.sessions {
+		if name == kho.IndexSession {
+			continue
+		}
+		if err := s.Finish(); err != nil {
+			p.Log.Err("What is held in session %s will be lost: %v", name, err)
+		}
+	}
+}
+
+// item is an entry of a manifest in a session, with its file.
+func (l *leftHeld) item(e kho.Entry, in string) item {
+	it := item{entry: e, apart: e.Open > 0}
+	if e.Kind != kho.KindLUO {
+		it.lost = fmt.Errorf("this version cannot carry on an entry of kind %q", e.Kind)
+		return it
+	}
+	if e.Session != "" {
+		in = e.Session
+	}
+	it.entry.Session, it.entry.Token, it.entry.Open = "", 0, 0
+	if it.file, it.lost = l.file(address{in, e.Token}); it.lost == nil {
+		st, err := it.file.Stat()
+		it.inode, it.lost = inode{st.Dev, st.Ino}, err
+	}
+	return it
+}

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bridge_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fdbridge/fdbridge/bridge"
+	"github.com/fdbridge/fdbridge/bridge/deliver"
+	"github.com/fdbridge/fdbridge/bridge/journal"
+	"github.com/fdbridge/fdbridge/bridge/wire"
+	"github.com/fdbridge/fdbridge/internal/fd"
+	"github.com/fdbridge/fdbridge/session"
+)
+
+// daemon is an fdbridged.
+type daemon struct {
+	w        *world
+	holder   *bridge.Holder
+	socket   string
+	listener *wire.Listener
+	stop     func() // as on SIGTERM
+}
+
+// start starts an fdbridged with what is in its unit's store; ctx bounds how long
+// it restores.
+func (w *world) start(ctx context.Context, socket string, store bridge.Keeper) *daemon {
+	w.t.Helper()
+	log := journal.To(w)
+	d := &daemon{w: w, socket: socket}
+	d.holder = &bridge.Holder{Kernel: w.kernel, Device: session.Path, Keeper: store, Rescued: w.rescued, Log: log}
+	var err error
+	if d.listener, err = wire.Listen(socket); err != nil {
+		w.t.Fatal(err)
+	}
+	d.holder.Restore(ctx, w.passed(bridge.OwnUnit))
+	serving, cancel := context.WithCancel(w.t.Context())
+	server := bridge.NewServer()
+	server.Holder, server.PID1, server.UnitOf, server.Log = d.holder, w.manager, w.unitOf, log
+	server.Excluded, server.Started = func(string) bool { return false }, func(string) {}
+	if err := server.Begin(w.t.Context()); err != nil {
+		w.t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- server.Serve(serving, d.listener) }()
+	d.stop = sync.OnceFunc(func() {
+		cancel()
+		_ = d.listener.Close()
+		if err := <-done; err != nil {
+			w.t.Errorf("Serve: %v", err)
+		}
+		if err := d.holder.Close(); err != nil {
+			w.t.Error(err)
+		}
+	})
+	w.t.Cleanup(d.stop)
+	return d
+}
+
+// hangUp breaks all connections to the daemon, as its end does.
+func (d *daemon) hangUp() {
+	_ = d.listener.Close()
+	list, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		d.w.t.Error(err)
+	}
+	for _, entry := range list {
+		raw, err := strconv.Atoi(entry.Name())
+		if err != nil {
+			continue
+		}
+		// Sockets at the daemon's end have its address.
+		if at, err := unix.Getsockname(raw); err == nil {
+			if at, ok := at.(*unix.SockaddrUnix); ok && at.Name == d.socket {
+				_ = unix.Shutdown(raw, unix.SHUT_RDWR)
+			}
+		}
+	}
+}
+
+// inject returns a unit's fdbridge-inject, in an invocation of its own.
+func (w *world) inject(socket, unit string, store deliver.Store) *deliver.Deliverer {
+	w.setPeer(unit)
+	return &deliver.Deliverer{
+		Socket: socket, Kernel: w.kernel, Store: store, Max: int(w.max(unit)),
+		Invocation: fmt.Sprintf("%032x", w.invocations.Add(1)),
+		Lost:       func(string, error) {},
+	}
+}
+
+// stepping is the way to a store of somebody who may die: step is called before
+// each use, and tells whether it comes to that.
+type stepping struct {
+	keeper
+	step func() (alive bool)
+}
+
+// Store stores sessions even when it is the last that is done: one that was
+// retrieved, and is in no store when its last descriptor is closed, is gone, and
+// nothing but haste can be done about that.
+func (s stepping) Store(name string, f *fd.FD) error {
+	if !s.step() && name != "index" && !strings.HasPrefix(name, "s-") {
+		return nil
+	}
+	return s.keeper.Store(name, f)
+}
+
+func (s stepping) Remove(name string) error {
+	if !s.step() {
+		return nil
+	}
+	return s.keeper.Remove(name)
+}
+
+func (s stepping) Barrier() error {
+	if !s.step() {
+		return errDead
+	}
+	return nil
+}
+
+// errDead keeps one who is dead from going on where it would have an effect.
+var errDead = errors.New("dead")
+
+// fate is the end of a daemon before one of its steps: what it does to its
+// store, and the sessions that it finishes.
+type fate struct {
+	mu    sync.Mutex
+	left  int           // steps before the last; below 0 when it is reached
+	die   func()        // called then
+	died  chan struct{} // closed then
+	alive bool
+}
+
+func newFate(steps int) *fate {
+	return &fate{left: steps, die: func() {}, died: make(chan struct{}), alive: true}
+}
+
+func (f *fate) step() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.alive {
+		if f.left--; f.left < 0 {
+			f.alive = false
+			f.die()
+			close(f.died)
+		}
+	}
+	return f.alive
+}
+
+// finish is a Fail for the kernel that counts FINISH as a step.
+func (f *fate) finish(req uint, _ string, _ uint64) error {
+	if req == session.ReqFinish && !f.step() {
+		return unix.EIO
+	}
+	return nil
+}
+
+// names returns the names of what is in a unit's store.
+func (m *manager) names(unit string) []string {
+	list := []string{}
+	for _, p := range m.passed(unit) {
+		list = append(list, p.Name)
+		_ = p.FD.Close()
+	}
+	return list
+}
+
+// putInAll stores one memfd in the stores of several units.
+func (m *manager) putInAll(names []string, entry, contents string) {
+	m.t.Helper()
+	raw, err := unix.MemfdCreate("shared", unix.MFD_CLOEXEC)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	f := fd.New(raw)
+	defer f.Close()
+	if _, err := unix.Write(raw, []byte(contents)); err != nil {
+		m.t.Fatal(err)
+	}
+	for _, unit := range names {
+		if err := (keeper{m: m, unit: unit}).Store(entry, f); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+}
+
+// inodes returns those of a unit's store, by name.
+func (m *manager) inodes(t *testing.T, unit string) map[string]uint64 {
+	t.Helper()
+	found := map[string]uint64{}
+	for _, p := range m.passed(unit) {
+		st, err := p.FD.Stat()
+		if err != nil {
+			t.Fatal(err)
+		}
+		found[p.Name] = st.Ino
+		_ = p.FD.Close()
+	}
+	return found
+}

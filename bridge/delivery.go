@@ -1,0 +1,313 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/fdbridge/fdbridge/bridge/deliver"
+	"github.com/fdbridge/fdbridge/bridge/wire"
+)
+
+// A client waits for each answer longer than the bounds below together, and ends
+// before the 90 seconds that a unit has to start by default: see package deliver.
+const (
+	// grantTimeout bounds how long a client waits for what it asked for: until
+	// it is known what is held, for its turn, for a slot, and for PID 1.
+	grantTimeout = 50 * time.Second
+	// slotTimeout is the part of it for which a delivery waits for others.
+	slotTimeout = 25 * time.Second
+	// deliveryTimeout bounds a delivery, in which the client takes the files
+	// out of the session. No client takes as long.
+	deliveryTimeout = 90 * time.Second
+)
+
+// deliver hands the peer's unit the parcel that is held for it, and lets go of
+// it when the peer says that its fds are where they belong.
+func (s *Server) deliver(ctx context.Context, conn *wire.Conn, request *wire.Request) error {
+	unit, err := s.peerUnit(conn)
+	if err != nil {
+		return errors.Join(err, conn.Send(wire.Grant{Error: err.Error()}, nil))
+	}
+	s.Started(unit)
+	idle := s.leaveIdle(unit)
+	waiting, stop := context.WithTimeout(ctx, grantTimeout)
+	defer stop()
+	if len(s.Holder.Held(unit)) == 0 {
+		if err := s.Holder.Known(waiting, unit); err != nil {
+			return conn.Send(wire.Grant{Unit: unit, Error: err.Error()}, nil)
+		}
+	}
+	if len(s.Holder.Held(unit)) == 0 {
+		return conn.Send(wire.Grant{Unit: unit}, nil)
+	}
+	done, err := s.turn(waiting, unit)
+	if err != nil {
+		return s.refuse(ctx, conn, unit, err)
+	}
+	defer done()
+	defer s.slot(waiting)()
+	p, err := s.grant(waiting, conn, unit, idle, invocation(request.Invocation))
+	if err != nil {
+		return s.refuse(ctx, conn, unit, err)
+	}
+	if p == nil {
+		return nil
+	}
+	if err := s.attend(conn, p); err != nil {
+		return fmt.Errorf("%s: The delivery of session %s was broken off, it is held on: %w", unit, p.Sessions[0], err)
+	}
+	return nil
+}
+
+// refuse says why nothing is granted, but for a server that is being stopped:
+// the client is to ask the next one, which it does when it is hung up on.
+func (s *Server) refuse(ctx context.Context, conn *wire.Conn, unit string, err error) error {
+	if ctx.Err() != nil {
+		return err
+	}
+	s.Holder.Problem("%s: What is held for it was not delivered and is held on: %v", unit, err)
+	return conn.Send(wire.Grant{Unit: unit, Error: err.Error()}, nil)
+}
+
+func (s *Server) peerUnit(conn *wire.Conn) (string, error) {
+	peer, err := conn.Peer()
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = peer.Close() }() // a pidfd has nothing to flush
+	return s.UnitOf(peer)
+}
+
+// invocation returns what can be in the name of a mark, or nothing.
+func invocation(id string) string {
+	for _, c := range []byte(id) {
+		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return ""
+		}
+	}
+	if len(id) != 32 {
+		return ""
+	}
+	return id
+}
+
+// leaveIdle tells whether the unit's store is known to be empty, because the
+// unit was not started since Begin. It is now.
+func (s *Server) leaveIdle(unit string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	idle := s.idle[unit]
+	delete(s.idle, unit)
+	return idle
+}
+
+// turn waits until no other delivery to unit is under way, and returns what ends
+// the turn.
+func (s *Server) turn(ctx context.Context, unit string) (done func(), err error) {
+	s.mu.Lock()
+	turn := s.turns[unit]
+	if turn == nil {
+		turn = make(chan struct{}, 1)
+		s.turns[unit] = turn
+	}
+	s.mu.Unlock()
+	select {
+	case turn <- struct{}{}:
+		return func() { <-turn }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("another delivery to %s is under way: %w", unit, context.Cause(ctx))
+	}
+}
+
+// slot waits until few enough deliveries are under way, but not for ever: one
+// that hangs must not keep the others from theirs. It returns what ends it.
+func (s *Server) slot(ctx context.Context) (done func()) {
+	ctx, stop := context.WithTimeout(ctx, slotTimeout)
+	defer stop()
+	select {
+	case s.slots <- struct{}{}:
+		return func() { <-s.slots }
+	case <-ctx.Done():
+		return func() {}
+	}
+}
+
+// grant sends the unit's parcel to its client and returns it; nil when it has
+// said that there is none.
+func (s *Server) grant(ctx context.Context, conn *wire.Conn, unit string, idle bool, invocation string) (*holding, error) {
+	p := s.Holder.first(unit)
+	if p == nil { // delivered while this client waited for its turn
+		return nil, conn.Send(wire.Grant{Unit: unit}, nil)
+	}
+	at := p.manifest()
+	clear, err := s.mayBegin(ctx, p, idle, invocation)
+	if err == nil {
+		err = s.Holder.begin(p, invocation)
+	}
+	if err == nil {
+		err = limit(ctx, conn, deliveryTimeout)
+	}
+	if err != nil {
+		return nil, err
+	}
+	grant := wire.Grant{Unit: unit, Session: at.session, Token: at.token, Clear: clear}
+	return p, conn.Send(grant, s.Holder.descriptor(at.session))
+}
+
+// mayBegin refuses to mix what is held with what the unit has stored since it
+// was started without it: the unit could not tell old from new. clear says
+// that what is in the store is what an interrupted delivery has left there, as
+// the unit itself has not run since.
+func (s *Server) mayBegin(ctx context.Context, p *holding, idle bool, invocation string) (clear bool, err error) {
+	if idle {
+		return false, nil
+	}
+	stored, err := s.PID1.Stored(ctx, []string{p.Unit})
+	n := stored[p.Unit]
+	begun := s.Holder.begunIn(p)
+	switch {
+	case err != nil:
+		return false, err
+	case n == 0:
+		return false, nil
+	case begun == "":
+		return false, fmt.Errorf("its fd store has %d fds already, and fds of before the live update are not mixed with them; "+
+			"\"fdbridgectl drop %s\" lets go of what is held", n, p.Unit)
+	case begun != invocation:
+		return false, fmt.Errorf("an earlier delivery was interrupted, the unit ran with what had arrived, and its fd store has %d fds; "+
+			"stop it, empty its store with \"systemctl clean --what=fdstore %s\" and start it to give it all that is held, "+
+			"or let go of that with \"fdbridgectl drop %s\"", n, p.Unit, p.Unit)
+	}
+	return true, nil
+}
+
+// attend serves a client to which a parcel was granted, until that is settled.
+func (s *Server) attend(conn *wire.Conn, p *holding) error {
+	for {
+		var request wire.Request
+		stray, err := conn.Receive(&request)
+		_ = stray.Close() // no request has an fd with it
+		if err != nil {
+			return err
+		}
+		switch request.Op {
+		case wire.OpFile:
+			err = s.file(conn, p, address{request.Session, request.Token})
+		case wire.OpDelivered:
+			return conn.Send(wire.Settled{Error: text(s.settle(p, &request))}, nil)
+		case wire.OpReturned:
+			return conn.Send(wire.Settled{Error: text(s.takeBack(p, request.Reason))}, nil)
+		default:
+			err = fmt.Errorf("%w: %q in a delivery", wire.ErrPacket, request.Op)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+func text(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+// file answers OpFile with a file of the parcel's, and nobody else's.
+func (s *Server) file(conn *wire.Conn, p *holding, a address) error {
+	named, err := s.Holder.names(p, a)
+	if err == nil && !named {
+		err = fmt.Errorf("%w: %v is not in the manifest of %s", wire.ErrPacket, a, p.Unit)
+	}
+	if err != nil {
+		return errors.Join(err, conn.Send(wire.File{Error: err.Error()}, nil))
+	}
+	f, err := s.Holder.file(a)
+	if err != nil {
+		return conn.Send(wire.File{Error: err.Error(), Lost: !deliver.Passing(err)}, nil)
+	}
+	return errors.Join(conn.Send(wire.File{}, f), f.Close())
+}
+
+// settle lets go of a parcel whose fds are in the store of its unit, but for
+// those that are lost.
+func (s *Server) settle(p *holding, delivered *wire.Request) error {
+	for _, lost := range delivered.Failed {
+		s.Holder.Problem("%s: The fd %q of session %s is lost: %s", p.Unit, lost.Name, p.Sessions[0], lost.Reason)
+	}
+	if n := delivered.Lost - len(delivered.Failed); n > 0 {
+		s.Holder.Problem("%s: %d more fds of session %s are lost, and named in the log of the unit", p.Unit, n, p.Sessions[0])
+	}
+	if err := s.Holder.release(p); err != nil {
+		s.Holder.Problem("%s: %v; the session %s is held on", p.Unit, err, p.Sessions[0])
+		return err
+	}
+	s.Log.Info("%s: Delivered %d fds of session %s.", p.Unit, delivered.Stored, p.Sessions[0])
+	return nil
+}
+
+// takeBack holds on to a parcel of which nothing could be delivered.
+func (s *Server) takeBack(p *holding, reason string) error {
+	s.Holder.Problem("%s: %s; session %s is held on", p.Unit, reason, p.Sessions[0])
+	return s.Holder.ended(p)
+}
+
+// delivered settles a delivery that another fdbridged has begun.
+func (s *Server) delivered(ctx context.Context, conn *wire.Conn, request *wire.Request) error {
+	ctx, stop := context.WithTimeout(ctx, grantTimeout)
+	defer stop()
+	unit, err := s.peerUnit(conn)
+	if err == nil {
+		err = s.settleLate(ctx, unit, request)
+	}
+	return errors.Join(err, conn.Send(wire.Settled{Error: text(err)}, nil))
+}
+
+func (s *Server) settleLate(ctx context.Context, unit string, request *wire.Request) error {
+	at := address{request.Session, request.Token}
+	if s.Holder.at(at) == nil {
+		return s.Holder.Known(ctx, unit) // it was settled before the connection broke
+	}
+	done, err := s.turn(ctx, unit)
+	if err != nil {
+		return err
+	}
+	defer done()
+	p := s.Holder.at(at)
+	switch {
+	case p == nil:
+		return nil
+	case p.Unit != unit:
+		return fmt.Errorf("%v is the manifest of another unit than %s", at, unit)
+	}
+	return s.settle(p, request)
+}
+
+// drop answers OpDrop. Whoever can open the socket is root.
+func (s *Server) drop(ctx context.Context, conn *wire.Conn, unit string) error {
+	ctx, stop := context.WithTimeout(ctx, grantTimeout)
+	defer stop()
+	if err := s.dropUnit(ctx, unit); err != nil {
+		return errors.Join(err, conn.Send(wire.Answer{Error: err.Error()}, nil))
+	}
+	return conn.Send(wire.Answer{End: true}, nil)
+}
+
+func (s *Server) dropUnit(ctx context.Context, unit string) error {
+	if len(s.Holder.Held(unit)) == 0 {
+		if err := s.Holder.Known(ctx, unit); err != nil {
+			return err
+		}
+		return fmt.Errorf("nothing is held for %s", unit)
+	}
+	done, err := s.turn(ctx, unit)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return s.Holder.Drop(unit)
+}

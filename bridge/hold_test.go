@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bridge_test
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/fdbridge/fdbridge/bridge"
+	"github.com/fdbridge/fdbridge/bridge/wire"
+	"github.com/fdbridge/fdbridge/kho"
+	"github.com/fdbridge/fdbridge/session"
+)
+
+// serveOwn starts an fdbridged as systemd does.
+func (u *updated) serveOwn() *daemon {
+	u.t.Helper()
+	return u.start(u.t.Context(), filepath.Join(u.t.TempDir(), "socket"), keeper{m: u.manager, unit: bridge.OwnUnit})
+}
+
+func (u *updated) deliverAll(t *testing.T, d *daemon) {
+	t.Helper()
+	for _, unit := range u.units {
+		n, err := u.deliver(d.socket, unit)
+		result{n, err}.check(t, unit, len(u.want[unit]))
+	}
+}
+
+// A preserve finishes the sessions that it carries on, and leaves their files in
+// its own store in case that the update is rolled back.
+func TestWhatARolledBackUpdateHasTakenApartIsDelivered(t *testing.T) {
+	eachOrder(t, func(t *testing.T, make func(w *world) []string) {
+		u := update(t, make)
+		rollBack(t, u)
+		u.deliverAll(t, u.serveOwn())
+		u.check(t, u.serveOwn())
+		if left := u.names(rescueUnit); len(left) > 0 {
+			t.Errorf("left in the store of preserve: %q", left)
+		}
+	})
+}
+
+// rollBack lets fdbridged take over what came through the update, and takes a
+// further update back after everything was preserved for it.
+func rollBack(t *testing.T, u *updated) {
+	t.Helper()
+	u.kernel.MaxFiles, u.kernel.MaxSessions = 0, 0
+	u.serveOwn().stop()
+	if err := u.preserve().Close(); err != nil {
+		t.Fatal(err)
+	}
+	if len(u.names(rescueUnit)) == 0 {
+		t.Fatal("the preserve has left nothing")
+	}
+}
+
+func TestWhatMeansNothingInItsStoreIsReportedAndLeftThere(t *testing.T) {
+	for _, name := range []string{"other", "s-0123456789abcdef", "x-1"} {
+		t.Run(name, func(t *testing.T) {
+			u := update(t, stores["one unit"])
+			u.put(bridge.OwnUnit, name, "?")
+			d := u.serveOwn()
+			if p := d.holder.Problems(); len(p) != 1 || !strings.Contains(p[0], name) {
+				t.Errorf("problems: %q", p)
+			}
+			u.deliverAll(t, d)
+			if diff := cmp.Diff([]string{"index", name}, u.names(bridge.OwnUnit)); diff != "" {
+				t.Errorf("fdbridged's store (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestADeviceThatIsBusyIsTriedAgain(t *testing.T) {
+	u := update(t, stores["one unit"])
+	device, err := session.Open(u.kernel, session.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithTimeout(t.Context(), time.Millisecond)
+	defer stop()
+	own := keeper{m: u.manager, unit: bridge.OwnUnit}
+	d := u.start(ctx, filepath.Join(t.TempDir(), "socket"), own)
+	if p := d.holder.Problems(); len(p) != 1 || !strings.Contains(p[0], session.ErrBusy.Error()) {
+		t.Errorf("problems: %q", p)
+	}
+	waiting := run(t, u.inject(d.socket, "a.service", keeper{m: u.manager, unit: "a.service"}))
+	retried := make(chan bool)
+	go func() { retried <- d.holder.Retry(t.Context()) }()
+	_ = device.Close()
+	if !<-retried {
+		t.Error("Retry says that there was nothing to do")
+	}
+	(<-waiting).check(t, "a.service", 4)
+	d.stop()
+	u.check(t, u.serveOwn())
+}
+
+func TestNothingIsSaidToBeHeldOnlyWhenThatIsKnown(t *testing.T) {
+	for name, test := range map[string]struct {
+		break_ func(u *updated)
+		says   error
+	}{
+		"the kernel could not read it": {func(u *updated) { u.kernel.OpenErr = unix.EIO }, session.ErrBroken},
+		"a session is not given out": {func(u *updated) {
+			u.kernel.Fail = func(req uint, name string, _ uint64) error {
+				if req == session.ReqRetrieveSession && name != "fdbridge" {
+					return unix.ENOMEM
+				}
+				return nil
+			}
+		}, unix.ENOMEM},
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := update(t, stores["one unit"])
+			test.break_(u)
+			d := u.serveOwn()
+			if n, err := u.deliver(d.socket, "a.service"); n != 0 || err == nil || !strings.Contains(err.Error(), test.says.Error()) {
+				t.Errorf("deliver: %d, %v; want %q", n, err, test.says)
+			}
+			if d.holder.Retry(t.Context()) {
+				t.Error("Retry says that it has done something")
+			}
+		})
+	}
+}
+
+func TestDropLetsGoOfAUnitsFilesAndOfNoOthers(t *testing.T) {
+	u := update(t, stores["a file that two units have"])
+	d := u.serveOwn()
+	for _, test := range []struct{ unit, says string }{
+		{"a.service", ""}, {"a.service", "nothing is held for a.service"}, {"no.service", "nothing is held for no.service"},
+	} {
+		err := wire.Drop(d.socket, test.unit)
+		if test.says == "" && err == nil {
+			continue
+		}
+		if !errors.Is(err, wire.ErrRefused) || !strings.Contains(err.Error(), test.says) {
+			t.Errorf("drop %s: %v, want %q", test.unit, err, test.says)
+		}
+	}
+	n, err := u.deliver(d.socket, "a.service")
+	result{n, err}.check(t, "a.service", 0)
+	u.units, u.want["a.service"] = []string{"b.service"}, nil
+	u.deliverAll(t, d)
+	u.check(t, d)
+}
+
+// ask sends a request on a new connection, or on one to which something was
+// granted, and returns what its error says.
+func ask(t *testing.T, conn *wire.Conn, request wire.Request) string {
+	t.Helper()
+	if err := conn.Send(request, nil); err != nil {
+		t.Fatal(err)
+	}
+	var answer struct{ Error string }
+	f, err := conn.Receive(&answer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = f.Close()
+	return answer.Error
+}
+
+func dial(t *testing.T, d *daemon) *wire.Conn {
+	t.Helper()
+	conn, err := wire.Dial(d.socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}
+
+func TestAUnitGetsOnlyWhatItsOwnManifestNames(t *testing.T) {
+	u := update(t, stores["a file that two units have"])
+	d := u.serveOwn()
+	// The shared file is in the session of one of them, under token 2.
+	owner, sharer := "a.service", "b.service"
+	if len(d.holder.Held(owner)[0].Sessions) == 2 {
+		owner, sharer = sharer, owner
+	}
+	u.setPeer(sharer)
+	for _, test := range []struct {
+		unit    string
+		token   uint64
+		refused bool
+	}{
+		{sharer, 0, false}, // its manifest
+		{sharer, 1, false}, // its own
+		{owner, 2, false},  // the shared one
+		{owner, 1, true},   // another unit's own
+		{owner, 0, true},   // another unit's manifest
+		{sharer, 99, true}, // nothing
+		{"no.service", 1, true},
+	} {
+		conn := dial(t, d)
+		if says := ask(t, conn, wire.Request{Op: wire.OpDeliver}); says != "" {
+			t.Fatal(says)
+		}
+		says := ask(t, conn, wire.Request{Op: wire.OpFile, Session: kho.SessionName(test.unit), Token: test.token})
+		if refused := says != ""; refused != test.refused {
+			t.Errorf("token %d of %s: %q", test.token, test.unit, says)
+		}
+		_ = conn.Close()
+	}
+}
+
+func TestOnlyAUnitItselfSettlesItsDelivery(t *testing.T) {
+	u := update(t, stores["a file that two units have"])
+	d := u.serveOwn()
+	u.setPeer("b.service")
+	other := wire.Request{Op: wire.OpDelivered, Session: "fdbridge.a.service"}
+	if says := ask(t, dial(t, d), other); !strings.Contains(says, "another unit") {
+		t.Errorf("another unit's: %q", says)
+	}
+	if n := len(d.holder.Held("a.service")); n != 1 {
+		t.Errorf("%d parcels of a.service are held", n)
+	}
+	u.setPeer("a.service")
+	for range 2 { // the answer to the first may have been lost
+		if says := ask(t, dial(t, d), other); says != "" {
+			t.Errorf("its own: %q", says)
+		}
+	}
+	if n := len(d.holder.Held("a.service")); n != 0 {
+		t.Errorf("%d parcels of a.service are held still", n)
+	}
+}
+
+// The mark that a parcel is done holds where its session cannot be finished.
+func TestWhatIsDeliveredIsNotDeliveredAgainThoughItCannotBeFinished(t *testing.T) {
+	u := update(t, stores["one unit"])
+	u.kernel.Fail = func(req uint, _ string, _ uint64) error {
+		if req == session.ReqFinish {
+			return unix.EBUSY
+		}
+		return nil
+	}
+	d := u.serveOwn()
+	u.deliverAll(t, d)
+	u.empty("a.service")
+	for range 2 {
+		n, err := u.deliver(d.socket, "a.service")
+		result{n, err}.check(t, "a.service", 0)
+		if diff := cmp.Diff([]string{"d-", "s-", "index"}, shapes(u.names(bridge.OwnUnit))); diff != "" {
+			t.Errorf("fdbridged's store (-want +got):\n%s", diff)
+		}
+		d.stop()
+		d = u.serveOwn()
+	}
+	d.stop()
+	u.kernel.Fail = nil
+	u.serveOwn() // which tidies up
+	if diff := cmp.Diff([]string{"index"}, u.names(bridge.OwnUnit)); diff != "" {
+		t.Errorf("fdbridged's store (-want +got):\n%s", diff)
+	}
+}

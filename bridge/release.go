@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bridge
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/fdbridge/fdbridge/internal/fd"
+)
+
+// release lets go of a parcel that is where it belongs, or that nobody wants
+// any more: its sessions are finished, and it is not held any longer.
+//
+// A file counts as preserved as long as its session is not finished, and cannot
+// be carried through the next live update (luo_preserve_file, Linux 7.1). So no
+// session lives on in which there are files of a delivered parcel: those that
+// other parcels need, manifests too, are kept, as ordinary fds in fdbridged's
+// store.
+//
+// A session that cannot be finished is left where it is and is a Problem; if
+// the parcel's manifest is in it, a mark says that the parcel is done. An error
+// means that the parcel is held on. A crash at any point leaves either the
+// parcel held, or something to tidy up for the next Restore.
+func (h *Holder) release(p *holding) error {
+	h.releasing.Lock()
+	defer h.releasing.Unlock()
+	if h.at(p.manifest()) == nil {
+		return nil // it was released while this one waited
+	}
+	leave := h.keepNeeded(p)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	held := h.held
+	h.held = slices.DeleteFunc(slices.Clone(held), func(other *holding) bool { return other == p })
+	for _, name := range p.Sessions { // that of the manifest first: then the parcel is not held
+		if leave[name] == nil {
+			leave[name] = h.finish(name)
+		}
+		if err := leave[name]; err != nil {
+			h.problem("%s: The session %s cannot be finished: %v", p.Unit, name, err)
+		}
+	}
+	if leave[p.Sessions[0]] != nil {
+		if err := mark(h.Keeper, doneName(p.manifest())); err != nil {
+			h.held = held
+			return fmt.Errorf("note that it is done: %w", err)
+		}
+		h.done[doneName(p.manifest())] = true
+	}
+	h.remains(h.unmark(markHash(p.manifest())), h.discard(p.Sessions), h.unmarkDone())
+	return nil
+}
+
+// remains reports what could not be removed from fdbridged's store.
+func (h *Holder) remains(failed ...error) {
+	if err := errors.Join(failed...); err != nil {
+		h.problem("Something that is not needed any more cannot be removed from fdbridged's store: %v", err)
+	}
+}
+
+// keepNeeded keeps what other parcels than p need of the sessions of p, and
+// returns which of them are to be left alone, and why. When it returns, PID 1
+// has what is kept of the others.
+func (h *Holder) keepNeeded(p *holding) (leave map[string]error) {
+	h.mu.Lock()
+	leave = map[string]error{}
+	var kept []string
+	for _, name := range p.Sessions {
+		if h.sessions[name] == nil {
+			continue
+		}
+		n, err := h.keep(name, h.users(name, p))
+		if leave[name] = err; n > 0 {
+			kept = append(kept, name)
+		}
+	}
+	h.mu.Unlock()
+	if len(kept) == 0 {
+		return leave
+	}
+	if err := h.Keeper.Barrier(); err != nil { // without the lock: PID 1 may be busy
+		for _, name := range kept {
+			leave[name] = err
+		}
+	}
+	return leave
+}
+
+// users returns the held parcels that have files in a session, but not one.
+func (h *Holder) users(name string, but *holding) []*holding {
+	var users []*holding
+	for _, p := range h.held {
+		if p != but && slices.Contains(p.Sessions, name) {
+			users = append(users, p)
+		}
+	}
+	return users
+}
+
+// keep keeps the files of a session that users need, and returns how many that
+// were not kept before.
+func (h *Holder) keep(name string, users []*holding) (n int, err error) {
+	needs, err := h.neededBy(name, users)
+	if err != nil {
+		return 0, err
+	}
+	for a := range needs {
+		if h.kept[keptName(a)] != nil {
+			continue
+		}
+		f, err := h.sessions[name].RetrieveFD(a.token)
+		if err == nil {
+			err = h.Keeper.Store(keptName(a), f)
+		}
+		if err != nil {
+			_ = f.Close()
+			return n, fmt.Errorf("another unit needs %v: %w", a, err)
+		}
+		h.kept[keptName(a)] = f
+		n++
+	}
+	return n, nil
+}
+
+// neededBy returns what users need of a session.
+func (h *Holder) neededBy(name string, users []*holding) (map[address]bool, error) {
+	all := map[address]bool{}
+	for _, user := range users {
+		needs, err := h.needs(user)
+		if err != nil {
+			return nil, fmt.Errorf("what %s needs of it is not known: %w", user.Unit, err)
+		}
+		maps.Copy(all, needs)
+	}
+	maps.DeleteFunc(all, func(a address, _ bool) bool { return a.session != name })
+	return all, nil
+}
+
+// finish ends a session, of which nothing is needed any more.
+func (h *Holder) finish(name string) error {
+	s := h.sessions[name]
+	if s == nil {
+		return nil // it was taken apart before
+	}
+	if err := s.Finish(); err != nil {
+		return err
+	}
+	h.forget(name)
+	return nil
+}
+
+// forget lets go of a session that is finished: what is left of it is only a
+// descriptor.
+func (h *Holder) forget(name string) {
+	if err := errors.Join(h.Keeper.Remove(sessionName(name)), h.sessions[name].Close()); err != nil {
+		h.problem("The session %s, which is empty, stays in fdbridged's store: %v", name, err)
+	}
+	delete(h.sessions, name)
+	h.finished[name] = true
+}
+
+// discard lets go of the kept files of sessions that nobody needs any more.
+func (h *Holder) discard(sessions []string) (failed error) {
+	for _, name := range sessions {
+		prefix := keptOf(name)
+		mine := func(kept string, _ *fd.FD) bool { return strings.HasPrefix(kept, prefix) }
+		candidates := maps.Collect(maps.All(h.kept))
+		maps.DeleteFunc(candidates, func(kept string, f *fd.FD) bool { return !mine(kept, f) })
+		if len(candidates) == 0 {
+			continue
+		}
+		needs, err := h.neededBy(name, h.users(name, nil))
+		if err != nil {
+			h.problem("Files of the session %s are kept that may not be needed: %v", name, err)
+			continue
+		}
+		for a := range needs {
+			delete(candidates, keptName(a))
+		}
+		for kept, f := range candidates {
+			failed = errors.Join(failed, h.Keeper.Remove(kept), f.Close())
+			delete(h.kept, kept)
+		}
+	}
+	return failed
+}
+
+// unmarkDone removes the marks of parcels whose manifests cannot be had any
+// more without them.
+func (h *Holder) unmarkDone() (failed error) {
+	if len(h.done) == 0 {
+		return nil
+	}
+	for i := range h.index.Units {
+		p := &holding{h.index.Units[i]}
+		if len(p.Sessions) == 0 || h.sessions[p.Sessions[0]] != nil {
+			continue
+		}
+		if name := doneName(p.manifest()); h.done[name] {
+			delete(h.done, name)
+			failed = errors.Join(failed, h.Keeper.Remove(name))
+		}
+	}
+	return failed
+}
+
+// tidy removes what a crash in the middle of a release has left: sessions, kept
+// files and marks that no parcel has anything to do with any more.
+func (h *Holder) tidy() {
+	var sessions []string
+	marks := map[string]bool{}
+	for _, u := range h.index.Units {
+		sessions = append(sessions, u.Sessions...)
+	}
+	for _, p := range h.held {
+		marks[markHash(p.manifest())] = true
+	}
+	for _, name := range sessions {
+		if len(h.users(name, nil)) == 0 {
+			h.remains(h.finish(name))
+		}
+	}
+	for hash := range h.begun {
+		if !marks[hash] {
+			h.remains(h.unmark(hash))
+		}
+	}
+	h.remains(h.discard(sessions), h.unmarkDone())
+}
+
+// Drop lets go of all that is held for a unit without delivering it. No delivery
+// to the unit may be under way. The error says what is held on.
+func (h *Holder) Drop(unit string) error {
+	for p := h.first(unit); p != nil; p = h.first(unit) {
+		if err := h.release(p); err != nil {
+			return fmt.Errorf("drop what is held for %s: %w", unit, err)
+		}
+		h.Log.Info("%s: Dropped %d fds of session %s.", unit, p.Entries, p.Sessions[0])
+	}
+	return nil
+}

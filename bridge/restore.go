@@ -1,0 +1,324 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/fdbridge/fdbridge/internal/fd"
+	"github.com/fdbridge/fdbridge/kho"
+	"github.com/fdbridge/fdbridge/session"
+	"github.com/fdbridge/fdbridge/units/notify"
+)
+
+const (
+	// unknownPatience is how long from the start of Restore it is worth while
+	// for a unit to wait until it is known what is held. A device that is busy
+	// for longer may be so for ever, and delays no unit after that.
+	unknownPatience = 30 * time.Second
+	// retryPause is how long Retry waits before it tries a busy device again.
+	retryPause = 250 * time.Millisecond
+)
+
+// Restore takes over what an earlier fdbridged of this boot has held, which
+// comes in passed, and retrieves from the kernel what nobody has retrieved yet.
+// It takes ownership of passed. It waits ten seconds at most for a device that
+// is busy; Retry goes on from there.
+//
+// What cannot be restored is logged and kept for Problems; the rest goes on. A
+// session that was not retrieved stays in the kernel until the next boot.
+func (h *Holder) Restore(ctx context.Context, passed []notify.Passed) {
+	h.mu.Lock()
+	h.sessions, h.kept = map[string]*session.Session{}, map[string]*fd.FD{}
+	h.begun, h.done, h.finished = map[string]string{}, map[string]bool{}, map[string]bool{}
+	h.missing = map[string]error{}
+	h.tried, h.patience = make(chan struct{}), time.Now().Add(unknownPatience)
+	h.adopt(passed)
+	h.mu.Unlock()
+	if err := h.rescue(ctx); err != nil {
+		h.Problem("What a live update that was called off had taken apart cannot be taken over: %v", err)
+	}
+	if err := h.complete(ctx); err != nil {
+		h.Problem("What the kernel before this one has handed over cannot be restored: %v", err)
+	}
+	if err := h.Keeper.Barrier(); err != nil {
+		h.Problem("What is held may not survive a crash of fdbridged: %v", err)
+	}
+}
+
+// Retry tries again to restore what Restore could not because the device was
+// busy, until it can or ctx ends. It tells whether there was something to do
+// and it was done: more may be held then.
+func (h *Holder) Retry(ctx context.Context) bool {
+	for {
+		if err := h.state(""); !errors.Is(err, session.ErrBusy) {
+			return false
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(retryPause):
+		}
+		err := h.complete(ctx)
+		switch {
+		case errors.Is(err, session.ErrBusy):
+			continue
+		case err != nil:
+			h.Problem("What the kernel before this one has handed over cannot be restored: %v", err)
+		default:
+			h.Log.Info("What the kernel before this one has handed over was restored at last.")
+		}
+		return true
+	}
+}
+
+// Known waits until it is known what is held for a unit, or cannot be known,
+// and returns why not. It does not wait beyond 30 seconds from Restore.
+func (h *Holder) Known(ctx context.Context, unit string) error {
+	ctx, stop := context.WithDeadline(ctx, h.patience)
+	defer stop()
+	select {
+	case <-h.tried:
+	case <-ctx.Done():
+	}
+	return h.state(unit)
+}
+
+// state returns why it is not known what is held for a unit, nil if it is.
+func (h *Holder) state(unit string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.unknown != nil {
+		return fmt.Errorf("what was handed over cannot be read: %w", h.unknown)
+	}
+	return h.missing[unit]
+}
+
+// adopt takes over fdbridged's store: the index, and the rest to be assigned
+// when the index has been read.
+func (h *Holder) adopt(passed []notify.Passed) {
+	for _, p := range passed {
+		switch {
+		case p.Name == indexName && h.sessions[kho.IndexSession] == nil:
+			h.sessions[kho.IndexSession] = session.Adopt(h.Kernel, p.FD)
+		case strings.HasPrefix(p.Name, keptPrefix) && h.kept[p.Name] == nil:
+			h.kept[p.Name] = p.FD
+		default:
+			h.adopted = append(h.adopted, p)
+		}
+	}
+}
+
+// rescue takes over what a preserve that was rolled back has left elsewhere,
+// and lets go of it there once it is in fdbridged's own store.
+func (h *Holder) rescue(ctx context.Context) error {
+	if h.Rescued == nil {
+		return nil
+	}
+	files, letGo, err := h.Rescued(ctx)
+	if err != nil || len(files) == 0 {
+		return err
+	}
+	h.mu.Lock()
+	for _, p := range files {
+		if !strings.HasPrefix(p.Name, keptPrefix) || h.kept[p.Name] != nil {
+			err = errors.Join(err, p.FD.Close()) // there since an earlier try
+			continue
+		}
+		h.kept[p.Name] = p.FD
+		err = errors.Join(err, h.Keeper.Store(p.Name, p.FD))
+	}
+	h.mu.Unlock()
+	if err == nil {
+		err = h.Keeper.Barrier()
+	}
+	if err != nil {
+		return err
+	}
+	return letGo()
+}
+
+// complete restores what is not restored yet, and says why that cannot be.
+func (h *Holder) complete(ctx context.Context) error {
+	ctx, stop := context.WithTimeout(ctx, deviceTimeout)
+	defer stop()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	again := h.sessions[kho.IndexSession] != nil
+	err := h.assign() // what was adopted can be delivered whatever becomes of the rest
+	if err == nil {
+		err = h.open(ctx, again)
+	}
+	h.unknown = err
+	if !again && errors.Is(err, session.ErrNoDevice) {
+		h.unknown = nil // then nothing was handed over
+	}
+	if !errors.Is(err, session.ErrBusy) {
+		close(h.tried)
+	}
+	return err
+}
+
+// open gets the index and the sessions in it from the kernel, except what is
+// there; again says that an earlier fdbridged has begun with that. It lets go
+// of h.mu while it waits for the device.
+func (h *Holder) open(ctx context.Context, again bool) error {
+	h.mu.Unlock()
+	device, err := session.OpenWait(ctx, h.Kernel, h.Device)
+	h.mu.Lock()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = device.Close() }() // sessions live on without it
+	if !again {
+		err := h.fetch(device, kho.IndexSession)
+		if errors.Is(err, session.ErrNoSession) {
+			h.strangers()
+			return nil // no live update, or none with fdbridge
+		}
+		if err == nil {
+			err = h.assign()
+		}
+		if err != nil {
+			return err
+		}
+	}
+	for _, u := range h.index.Units {
+		for _, name := range u.Sessions {
+			if h.sessions[name] != nil || h.finished[name] {
+				continue
+			}
+			err := h.fetch(device, name)
+			// Sessions that were finished before a restart are gone, or a
+			// client that was given one is about to close it.
+			if again && (errors.Is(err, session.ErrNoSession) || errors.Is(err, session.ErrRetrieved)) {
+				continue
+			}
+			if err != nil {
+				h.missing[u.Unit] = err
+				h.problem("%s: Its fds cannot be restored: %v", u.Unit, err)
+			}
+		}
+	}
+	h.takeStock(nil)
+	if len(h.missing) == 0 {
+		h.tidy()
+	}
+	return nil
+}
+
+// fetch retrieves one session and puts it into fdbridged's store at once.
+func (h *Holder) fetch(device *session.Device, name string) error {
+	s, err := device.Retrieve(name)
+	if err != nil {
+		return err
+	}
+	h.sessions[name] = s
+	if err := h.Keeper.Store(sessionName(name), s.FD()); err != nil {
+		h.problem("The session %s will not survive a crash of fdbridged: %v", name, err)
+	}
+	return nil
+}
+
+// assign reads the index, if it is there and was not read yet, and assigns what
+// was adopted to what is in it.
+func (h *Holder) assign() error {
+	if h.index != nil || h.sessions[kho.IndexSession] == nil {
+		return nil
+	}
+	f, err := h.sessions[kho.IndexSession].RetrieveFD(kho.ManifestToken)
+	if err != nil {
+		return err
+	}
+	index, err := kho.ReadIndex(f)
+	if err = errors.Join(err, f.Close()); err != nil {
+		return err
+	}
+	h.index = index
+	sessions := map[string]string{}
+	for _, u := range index.Units {
+		for _, name := range u.Sessions {
+			sessions[sessionName(name)] = name
+		}
+	}
+	probe := map[string]bool{}
+	rest := h.adopted[:0]
+	for _, p := range h.adopted {
+		name, known := sessions[p.Name]
+		switch {
+		case known && h.sessions[name] == nil:
+			h.sessions[name], probe[name] = session.Adopt(h.Kernel, p.FD), true
+			continue
+		case strings.HasPrefix(p.Name, begunPrefix):
+			hash, invocation := begunOf(p.Name)
+			h.begun[hash] = invocation
+		case strings.HasPrefix(p.Name, donePrefix):
+			h.done[p.Name] = true
+		default:
+			rest = append(rest, p)
+			continue
+		}
+		_ = p.FD.Close() // a mark: the store has its own
+	}
+	h.adopted = rest
+	h.strangers()
+	h.takeStock(probe)
+	return nil
+}
+
+// strangers reports what is in fdbridged's store and means nothing to this
+// fdbridged. It stays there.
+func (h *Holder) strangers() {
+	for _, p := range h.adopted {
+		h.problem("The fd %q in fdbridged's store is none of what was handed over, and is left there", p.Name)
+	}
+}
+
+// takeStock finds out which parcels are held, after h.sessions has grown. The
+// sessions in probe may have been finished before.
+func (h *Holder) takeStock(probe map[string]bool) {
+	held := map[address]*holding{}
+	for _, p := range h.held {
+		held[p.manifest()] = p
+	}
+	h.held = nil
+	for i := range h.index.Units {
+		p := &holding{h.index.Units[i]}
+		if len(p.Sessions) == 0 {
+			continue
+		}
+		if same := held[p.manifest()]; same != nil {
+			p = same
+		} else if !h.isThere(p.manifest(), probe) {
+			continue
+		}
+		h.held = append(h.held, p)
+	}
+}
+
+// isThere tells whether a parcel is held, by the place of its manifest. One
+// that cannot be read for another reason than that it is gone is held.
+func (h *Holder) isThere(manifest address, probe map[string]bool) bool {
+	s := h.sessions[manifest.session]
+	switch {
+	case h.done[doneName(manifest)]:
+		return false
+	case h.kept[keptName(manifest)] != nil:
+		return true
+	case s == nil:
+		return false
+	case !probe[manifest.session]:
+		return true
+	}
+	f, err := s.RetrieveFD(manifest.token)
+	if errors.Is(err, session.ErrNoToken) {
+		h.forget(manifest.session)
+		return false
+	}
+	_ = f.Close() // it was only to be seen
+	return true
+}

@@ -1,0 +1,97 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package generator
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/fdbridge/fdbridge/units/unitfile"
+)
+
+// registerName is the file beside the drop-ins that says what the units that
+// have one are. It is as old as what PID 1 has loaded, and spares asking PID 1
+// about each unit when time counts.
+const registerName = "fdbridged.service.d/units.json"
+
+// Facts are what a unit's files say of it, as they say it: specifiers such as
+// %i are not expanded.
+type Facts struct {
+	Fragment string `json:"fragment"` // path of the unit file
+	User     string `json:"user,omitempty"`
+	Group    string `json:"group,omitempty"`
+	// Required says that the live update is to be called off when anything of
+	// the unit cannot be carried, Required=yes in [X-FDBridge].
+	Required bool `json:"required,omitempty"`
+	// Left says that the unit is left to systemd, Preserve=no there.
+	Left bool `json:"left,omitempty"`
+}
+
+// Register has the facts of the units and templates that have opted in, by
+// their real names.
+type Register map[string]Facts
+
+// ReadRegister reads what the generator has last written to dir. A missing file
+// means that there are no units.
+func ReadRegister(dir string) (Register, error) {
+	data, err := os.ReadFile(filepath.Join(dir, registerName))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	r := Register{}
+	if err == nil {
+		err = json.Unmarshal(data, &r)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read what the generator knows of the units: %w", err)
+	}
+	return r, nil
+}
+
+// Lookup returns the facts of a unit, which are those of its template when it
+// has no files of its own.
+func (r Register) Lookup(unit string) (Facts, bool) {
+	facts, ok := r[unit]
+	if template, is := unitfile.TemplateOf(unit); is && !ok {
+		facts, ok = r[template]
+	}
+	return facts, ok
+}
+
+func (r Register) file() File {
+	data, _ := json.Marshal(r) // strings cannot fail
+	return File{Path: registerName, Data: append(data, '\n')}
+}
+
+// ownSection is where a unit's files say what is for fdbridge; systemd ignores
+// sections whose names begin so.
+const ownSection = "X-FDBridge"
+
+// factsOf returns what the settings of a unit say, and what of it is no sense.
+func factsOf(u *unitfile.Unit, settings unitfile.Settings) (facts Facts, problems []error) {
+	any := func(string) bool { return true }
+	facts.Fragment = u.Path
+	facts.User, _ = settings.Last(service, "User", any)
+	facts.Group, _ = settings.Last(service, "Group", any)
+	for _, a := range settings {
+		if a.Section != ownSection {
+			continue
+		}
+		yes, ok := unitfile.ParseBool(a.Value)
+		switch {
+		case a.Key != "Required" && a.Key != "Preserve":
+			problems = append(problems, fmt.Errorf("%s:%d: the setting %s= is unknown and ignored", a.Path, a.Line, a.Key))
+		case !ok && a.Value != "":
+			problems = append(problems, fmt.Errorf("%s:%d: %s=%s is ignored: it is yes or no", a.Path, a.Line, a.Key, a.Value))
+		case a.Key == "Required":
+			facts.Required = yes
+		default:
+			facts.Left = !yes && a.Value != ""
+		}
+	}
+	return facts, problems
+}

@@ -59,7 +59,7 @@ func newManager(t testing.TB) *manager {
 }
 
 // rescueUnit is the unit of fdbridged preserve.
-const rescueUnit = "fdbridge-preserve.service"
+const rescueUnit = bridge.PreserveUnit
 
 // add adds a unit with room for 1,000 fds.
 func (m *manager) add(name, preserve string) {

@@ -15,8 +15,12 @@ import (
 	"github.com/fdbridge/fdbridge/units"
 )
 
-// OwnUnit is fdbridged's unit, in whose store the sessions are held.
-const OwnUnit = "fdbridged.service"
+const (
+	// OwnUnit is fdbridged's unit, in whose store the sessions are held.
+	OwnUnit = "fdbridged.service"
+	// PreserveUnit is the unit of what preserves, see Preserver.Rescue.
+	PreserveUnit = "fdbridge-preserve.service"
+)
 
 // deviceTimeout bounds how long to wait for another process that has
 // /dev/liveupdate open, which only one can.

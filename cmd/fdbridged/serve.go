@@ -10,6 +10,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/fdbridge/fdbridge/bridge"
 	"github.com/fdbridge/fdbridge/bridge/config"
@@ -45,11 +46,14 @@ func serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	reader := &units.Reader{Socket: units.PrivateSocket}
 	holder := &bridge.Holder{Kernel: session.System{}, Device: session.Path, Keeper: socket, Log: log}
+	holder.Rescued = func(ctx context.Context) ([]notify.Passed, func() error, error) {
+		return reader.TakeStore(ctx, bridge.PreserveUnit)
+	}
 	holder.Restore(ctx, passed)
 	defer func() { _ = holder.Close() }() // the fd store has all that is held
 	addDropIns(ctx, holder)
-	reader := &units.Reader{Socket: units.PrivateSocket}
 	pinner := newPinner(settings, reader, log)
 	server := newServer(settings, holder, reader, log)
 	server.Started = pinner.Notice
@@ -59,12 +63,12 @@ func serve(ctx context.Context) error {
 	if err := socket.Ready(statusLine(holder)); err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	return run(ctx, server, pinner, listener, log)
+	return run(ctx, server, pinner, listener, settings.HoldTimeout, log)
 }
 
 // run serves the socket, pins units, and goes on to restore what could not be
 // restored at once, until ctx ends.
-func run(ctx context.Context, server *bridge.Server, pinner *bridge.Pinner, listener *wire.Listener, log *journal.Log) error {
+func run(ctx context.Context, server *bridge.Server, pinner *bridge.Pinner, listener *wire.Listener, holdTimeout time.Duration, log *journal.Log) error {
 	var running sync.WaitGroup
 	defer running.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -76,6 +80,7 @@ func run(ctx context.Context, server *bridge.Server, pinner *bridge.Pinner, list
 		running.Go(func() { pinner.Follow(watcher) })
 	}
 	running.Go(func() { pinner.Run(ctx) })
+	running.Go(func() { server.Expire(ctx, holdTimeout) })
 	running.Go(func() {
 		if server.Holder.Retry(ctx) {
 			addDropIns(ctx, server.Holder)

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bridge
+
+import (
+	"context"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Expire drops what no unit has claimed when timeout has passed since the
+// kernel was started; ctx ends the wait.
+func (s *Server) Expire(ctx context.Context, timeout time.Duration) {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+		s.Holder.Problem("HoldTimeoutSec= cannot be kept, what is held is held on: %v", err)
+		return
+	}
+	select {
+	case <-ctx.Done():
+		return
+	case <-time.After(timeout - time.Duration(now.Nano())):
+	}
+	for _, unit := range s.Holder.Units() {
+		s.Log.Warning("%s: It has not claimed its fds within HoldTimeoutSec=%v; they are dropped.", unit, timeout)
+		bounded, stop := context.WithTimeout(ctx, grantTimeout)
+		if err := s.dropUnit(bounded, unit); err != nil {
+			s.Holder.Problem("%s: %v", unit, err)
+		}
+		stop()
+	}
+}

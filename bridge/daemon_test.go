@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"testing"
 
 	"golang.org/x/sys/unix"
 
@@ -176,16 +175,24 @@ func (m *manager) names(unit string) []string {
 	return list
 }
 
-// putInAll stores one memfd in the stores of several units.
-func (m *manager) putInAll(names []string, entry, contents string) {
+// putMemfd stores one memfd, with flags of memfd_create(2), in the stores of
+// several units; open for reading only if mode says so.
+func (m *manager) putMemfd(names []string, entry, contents string, mode, flags int) {
 	m.t.Helper()
-	raw, err := unix.MemfdCreate("shared", unix.MFD_CLOEXEC)
+	raw, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC|flags)
 	if err != nil {
 		m.t.Fatal(err)
 	}
 	f := fd.New(raw)
-	defer f.Close()
-	if _, err := unix.Write(raw, []byte(contents)); err != nil {
+	defer func() { _ = f.Close() }()
+	_, err = unix.Write(raw, []byte(contents))
+	if err == nil && mode == unix.O_RDONLY {
+		if raw, err = unix.Open(fmt.Sprintf("/proc/self/fd/%d", raw), unix.O_RDONLY|unix.O_CLOEXEC, 0); err == nil {
+			_ = f.Close()
+			f = fd.New(raw)
+		}
+	}
+	if err != nil {
 		m.t.Fatal(err)
 	}
 	for _, unit := range names {
@@ -195,17 +202,19 @@ func (m *manager) putInAll(names []string, entry, contents string) {
 	}
 }
 
-// inodes returns those of a unit's store, by name.
-func (m *manager) inodes(t *testing.T, unit string) map[string]uint64 {
-	t.Helper()
-	found := map[string]uint64{}
+// each calls tell with what is in a unit's store: its name, inode and seals.
+func (m *manager) each(unit string, tell func(name string, inode uint64, seals int)) {
+	m.t.Helper()
 	for _, p := range m.passed(unit) {
 		st, err := p.FD.Stat()
 		if err != nil {
-			t.Fatal(err)
+			m.t.Fatal(err)
 		}
-		found[p.Name] = st.Ino
+		_ = p.FD.Do(func(raw int) error {
+			seals, err := unix.FcntlInt(uintptr(raw), unix.F_GET_SEALS, 0)
+			tell(p.Name, st.Ino, seals)
+			return err
+		})
 		_ = p.FD.Close()
 	}
-	return found
 }

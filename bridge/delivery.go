@@ -10,6 +10,7 @@ import (
 
 	"github.com/fdbridge/fdbridge/bridge/deliver"
 	"github.com/fdbridge/fdbridge/bridge/wire"
+	"github.com/fdbridge/fdbridge/session"
 )
 
 // A client waits for each answer longer than the bounds below together, and ends
@@ -50,15 +51,15 @@ func (s *Server) deliver(ctx context.Context, conn *wire.Conn, request *wire.Req
 	}
 	defer done()
 	defer s.slot(waiting)()
-	p, err := s.grant(waiting, conn, unit, idle, invocation(request.Invocation))
+	d, err := s.grant(waiting, conn, unit, idle, invocation(request.Invocation))
 	if err != nil {
 		return s.refuse(ctx, conn, unit, err)
 	}
-	if p == nil {
+	if d == nil {
 		return nil
 	}
-	if err := s.attend(conn, p); err != nil {
-		return fmt.Errorf("%s: The delivery of session %s was broken off, it is held on: %w", unit, p.Sessions[0], err)
+	if err := s.attend(conn, d); err != nil {
+		return fmt.Errorf("%s: The delivery of session %s was broken off, it is held on: %w", unit, d.Sessions[0], err)
 	}
 	return nil
 }
@@ -138,24 +139,47 @@ func (s *Server) slot(ctx context.Context) (done func()) {
 
 // grant sends the unit's parcel to its client and returns it; nil when it has
 // said that there is none.
-func (s *Server) grant(ctx context.Context, conn *wire.Conn, unit string, idle bool, invocation string) (*holding, error) {
+func (s *Server) grant(ctx context.Context, conn *wire.Conn, unit string, idle bool, invocation string) (*delivery, error) {
 	p := s.Holder.first(unit)
 	if p == nil { // delivered while this client waited for its turn
 		return nil, conn.Send(wire.Grant{Unit: unit}, nil)
 	}
-	at := p.manifest()
 	clear, err := s.mayBegin(ctx, p, idle, invocation)
-	if err == nil {
-		err = s.Holder.begin(p, invocation)
-	}
-	if err == nil {
-		err = limit(ctx, conn, deliveryTimeout)
-	}
 	if err != nil {
 		return nil, err
 	}
-	grant := wire.Grant{Unit: unit, Session: at.session, Token: at.token, Clear: clear}
-	return p, conn.Send(grant, s.Holder.descriptor(at.session))
+	d := &delivery{holding: p}
+	if s.Holder.isShared(p) {
+		if d, err = s.Holder.inspect(p); err != nil {
+			return nil, err
+		}
+	}
+	if err := s.Holder.begin(p, invocation); err != nil {
+		return nil, err
+	}
+	if err := limit(ctx, conn, deliveryTimeout); err != nil {
+		return nil, err
+	}
+	return d, s.send(conn, d, clear)
+}
+
+// maxShared bounds how many tokens a Grant names, so that it fits into a packet.
+const maxShared = 2000
+
+// send sends a Grant for a parcel.
+func (s *Server) send(conn *wire.Conn, d *delivery, clear bool) error {
+	at := d.manifest()
+	grant := wire.Grant{Unit: d.Unit, Session: at.session, Token: at.token, Clear: clear}
+	for a := range d.shared {
+		if a.session == at.session {
+			grant.Shared = append(grant.Shared, a.token)
+		}
+	}
+	if len(grant.Shared) > maxShared { // then the client has to ask for all
+		grant.Shared = nil
+		return conn.Send(grant, nil)
+	}
+	return conn.Send(grant, s.Holder.descriptor(at.session))
 }
 
 // mayBegin refuses to mix what is held with what the unit has stored since it
@@ -186,7 +210,7 @@ func (s *Server) mayBegin(ctx context.Context, p *holding, idle bool, invocation
 }
 
 // attend serves a client to which a parcel was granted, until that is settled.
-func (s *Server) attend(conn *wire.Conn, p *holding) error {
+func (s *Server) attend(conn *wire.Conn, d *delivery) error {
 	for {
 		var request wire.Request
 		stray, err := conn.Receive(&request)
@@ -196,11 +220,11 @@ func (s *Server) attend(conn *wire.Conn, p *holding) error {
 		}
 		switch request.Op {
 		case wire.OpFile:
-			err = s.file(conn, p, address{request.Session, request.Token})
+			err = s.file(conn, d, address{request.Session, request.Token})
 		case wire.OpDelivered:
-			return conn.Send(wire.Settled{Error: text(s.settle(p, &request))}, nil)
+			return conn.Send(wire.Settled{Error: text(s.settle(d.holding, &request))}, nil)
 		case wire.OpReturned:
-			return conn.Send(wire.Settled{Error: text(s.takeBack(p, request.Reason))}, nil)
+			return conn.Send(wire.Settled{Error: text(s.takeBack(d.holding, request.Reason))}, nil)
 		default:
 			err = fmt.Errorf("%w: %q in a delivery", wire.ErrPacket, request.Op)
 		}
@@ -218,19 +242,29 @@ func text(err error) string {
 }
 
 // file answers OpFile with a file of the parcel's, and nobody else's.
-func (s *Server) file(conn *wire.Conn, p *holding, a address) error {
-	named, err := s.Holder.names(p, a)
-	if err == nil && !named {
-		err = fmt.Errorf("%w: %v is not in the manifest of %s", wire.ErrPacket, a, p.Unit)
+func (s *Server) file(conn *wire.Conn, d *delivery, a address) error {
+	if d.files == nil {
+		inspected, err := s.Holder.inspect(d.holding)
+		if err != nil {
+			return conn.Send(refused(err), nil)
+		}
+		*d = *inspected
 	}
-	if err != nil {
-		return errors.Join(err, conn.Send(wire.File{Error: err.Error()}, nil))
+	if _, named := d.files[a]; !named {
+		err := fmt.Errorf("%w: %v is not in the manifest of %s", wire.ErrPacket, a, d.Unit)
+		return errors.Join(err, conn.Send(refused(err), nil))
 	}
-	f, err := s.Holder.file(a)
+	f, err := s.Holder.file(d, a)
 	if err != nil {
-		return conn.Send(wire.File{Error: err.Error(), Lost: !deliver.Passing(err)}, nil)
+		return conn.Send(refused(err), nil)
 	}
 	return errors.Join(conn.Send(wire.File{}, f), f.Close())
+}
+
+// refused is the answer that there is no file. One in a session that could not be
+// retrieved is not lost.
+func refused(err error) wire.File {
+	return wire.File{Error: err.Error(), Lost: !deliver.Passing(err) && !errors.Is(err, session.ErrNoSession)}
 }
 
 // settle lets go of a parcel whose fds are in the store of its unit, but for

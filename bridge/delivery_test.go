@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -28,6 +27,7 @@ var stores = map[string]func(w *world) (names []string){
 		for i, name := range []string{"x", "same", "same", ""} {
 			w.put("a.service", name, fmt.Sprint(i))
 		}
+		w.putMemfd([]string{"a.service"}, "read-only", "R", unix.O_RDONLY, 0)
 		return []string{"a.service"}
 	},
 	"a file that two units have": func(w *world) []string {
@@ -36,10 +36,19 @@ var stores = map[string]func(w *world) (names []string){
 			w.add(unit, "yes")
 			w.put(unit, "first", unit)
 		}
-		w.putInAll(names, "shared", "S")
+		w.putMemfd(names, "shared", "S", unix.O_RDWR, 0)
 		for _, unit := range names {
 			w.put(unit, "last", unit)
 		}
+		return names
+	},
+	"a file that two units have and nobody may execute": func(w *world) []string {
+		names := []string{"a.service", "b.service"}
+		for _, unit := range names {
+			w.add(unit, "yes")
+			w.put(unit, "own", unit)
+		}
+		w.putMemfd(names, "shared", "S", unix.O_RDWR, unix.MFD_NOEXEC_SEAL)
 		return names
 	},
 	"more files than a session takes": func(w *world) []string {
@@ -60,7 +69,7 @@ var stores = map[string]func(w *world) (names []string){
 			w.put(unit, "y", unit)
 			names = append(names, unit)
 		}
-		w.putInAll(names, "shared", "S")
+		w.putMemfd(names, "shared", "S", unix.O_RDWR, 0)
 		return names
 	},
 }
@@ -86,14 +95,17 @@ type updated struct {
 	*world
 	units []string
 	want  map[string][]string
+	seals map[string]int // by unit and name
+	apart bool           // what is shared need not be one file any more
 }
 
 func update(t *testing.T, make func(w *world) []string) *updated {
 	t.Helper()
-	u := &updated{world: newWorld(t), want: map[string][]string{}}
+	u := &updated{world: newWorld(t), want: map[string][]string{}, seals: map[string]int{}}
 	u.units = make(u.world)
 	for _, unit := range u.units {
 		u.want[unit] = u.contents(unit)
+		u.each(unit, func(name string, _ uint64, seals int) { u.seals[unit+name] = seals })
 	}
 	u.kexec(u.preserve())
 	return u
@@ -108,11 +120,16 @@ func (u *updated) check(t *testing.T, d *daemon) {
 		if diff := cmp.Diff(u.want[unit], u.contents(unit)); diff != "" {
 			t.Errorf("the store of %s (-want +got):\n%s", unit, diff)
 		}
-		if inode, ok := u.inodes(t, unit)["shared"]; ok {
-			shared[inode] = true
-		}
+		u.each(unit, func(name string, inode uint64, seals int) {
+			if seals != u.seals[unit+name] {
+				t.Errorf("%q of %s has seals %#x, want %#x", name, unit, seals, u.seals[unit+name])
+			}
+			if name == "shared" {
+				shared[inode] = true
+			}
+		})
 	}
-	if len(shared) > 1 {
+	if len(shared) > 1 && !u.apart {
 		t.Errorf("the shared file has become %d", len(shared))
 	}
 	for range 2 {
@@ -146,75 +163,6 @@ func TestDeliveryInAnyOrder(t *testing.T) {
 	})
 }
 
-// Whatever fdbridged does last, the deliveries come to their end with the next.
-func TestFdbridgedIsKilledAtEachStep(t *testing.T) {
-	for name, prepare := range map[string]func(t *testing.T, u *updated){
-		"after an update":                    func(*testing.T, *updated) {},
-		"after one more that was called off": rollBack,
-	} {
-		t.Run(name, func(t *testing.T) {
-			eachOrder(t, func(t *testing.T, make func(w *world) []string) {
-				for steps, reached := 0, true; reached; steps++ {
-					t.Run(fmt.Sprint("after ", steps), func(t *testing.T) {
-						u := update(t, make)
-						prepare(t, u)
-						reached = u.killFdbridged(t, steps)
-					})
-				}
-			})
-		})
-	}
-}
-
-func (u *updated) killFdbridged(t *testing.T, steps int) (reached bool) {
-	f := newFate(steps)
-	u.kernel.Fail = f.finish
-	own := keeper{m: u.manager, unit: bridge.OwnUnit}
-	d := u.start(u.t.Context(), filepath.Join(t.TempDir(), "socket"), stepping{own, f.step})
-	f.mu.Lock() // the restoring is over
-	f.die = d.hangUp
-	f.mu.Unlock()
-	next := func() {
-		d.stop()
-		u.kernel.Fail = nil
-		d = u.start(u.t.Context(), d.socket, own)
-	}
-	over := func() bool {
-		select {
-		case <-f.died:
-			return true
-		default:
-			return false
-		}
-	}
-	if over() { // while it restored
-		next()
-		reached = true
-	}
-	for _, unit := range u.units {
-		injected := u.inject(d.socket, unit, keeper{m: u.manager, unit: unit})
-		result := run(t, injected)
-		if !reached {
-			select {
-			case r := <-result:
-				r.check(t, unit, len(u.want[unit]))
-				if over() {
-					next()
-					reached = true
-				}
-				continue
-			case <-f.died:
-				next()
-				reached = true
-			}
-		}
-		r := <-result
-		r.check(t, unit, len(u.want[unit]))
-	}
-	u.check(t, d)
-	return reached
-}
-
 // result is that of a Deliverer.
 type result struct {
 	n   int
@@ -234,90 +182,6 @@ func (r result) check(t *testing.T, unit string, want int) {
 	t.Helper()
 	if r.n != want || r.err != nil {
 		t.Errorf("deliver to %s: %d, %v; want %d", unit, r.n, r.err, want)
-	}
-}
-
-// dying is the way to the store of an fdbridge-inject that is killed before one
-// of its steps.
-func dying(store keeper, steps int) stepping {
-	return stepping{store, func() bool {
-		if steps--; steps < 0 {
-			runtime.Goexit() // only descriptors are closed on the way
-		}
-		return true
-	}}
-}
-
-// kill starts a unit's fdbridge-inject and kills it before one of its steps; it
-// tells whether it came to that.
-func (u *updated) kill(d *daemon, unit string, steps int) (reached bool) {
-	injected := u.inject(d.socket, unit, dying(keeper{m: u.manager, unit: unit}, steps))
-	reached = true
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		_, _ = injected.Run(u.t.Context())
-		reached = false
-	}()
-	<-done
-	return reached
-}
-
-func TestInjectIsKilledAtEachStep(t *testing.T) {
-	make := stores["a file that two units have"]
-	for _, restart := range []bool{false, true} {
-		for steps, reached := 0, true; reached; steps++ {
-			t.Run(fmt.Sprintf("after %d, fdbridged restarted %v", steps, restart), func(t *testing.T) {
-				u := update(t, make)
-				own := keeper{m: u.manager, unit: bridge.OwnUnit}
-				d := u.start(u.t.Context(), filepath.Join(t.TempDir(), "socket"), own)
-				const unit = "a.service"
-				reached = u.kill(d, unit, steps)
-				if restart {
-					d.stop()
-					d = u.start(u.t.Context(), d.socket, own)
-				}
-				before := u.contents(unit)
-				n, err := u.deliver(d.socket, unit) // the unit's next start
-				switch {
-				case !reached || len(before) == 0:
-					result{n, err}.check(t, unit, 3*b2i(reached))
-				case n != 0 || err == nil || !strings.Contains(err.Error(), "systemctl clean --what=fdstore a.service"):
-					t.Errorf("the delivery after one that was interrupted: %d, %v", n, err)
-				default: // nothing has changed, and an operator does what is said
-					if diff := cmp.Diff(before, u.contents(unit)); diff != "" {
-						t.Errorf("the store (-before +after):\n%s", diff)
-					}
-					u.empty(unit)
-					n, err := u.deliver(d.socket, unit)
-					result{n, err}.check(t, unit, 3)
-					d.stop() // which forgets the problem that there was
-					d = u.start(u.t.Context(), d.socket, own)
-				}
-				n, err = u.deliver(d.socket, "b.service")
-				result{n, err}.check(t, "b.service", 3)
-				u.check(t, d)
-			})
-		}
-	}
-}
-
-// A unit's start has not come to its main process: another fdbridge-inject of
-// the same start finds what the first has left.
-func TestWhatAnInterruptedDeliveryHasLeftIsReplaced(t *testing.T) {
-	for steps, reached := 0, true; reached; steps++ {
-		t.Run(fmt.Sprint("after ", steps), func(t *testing.T) {
-			u := update(t, stores["one unit"])
-			own := keeper{m: u.manager, unit: bridge.OwnUnit}
-			d := u.start(u.t.Context(), filepath.Join(t.TempDir(), "socket"), own)
-			const unit = "a.service"
-			reached = u.kill(d, unit, steps)
-			again := u.inject(d.socket, unit, keeper{m: u.manager, unit: unit})
-			again.Invocation = fmt.Sprintf("%032x", u.invocations.Load()-1)
-			n, err := again.Run(t.Context())
-			result{n, err}.check(t, unit, 4*b2i(reached))
-			u.check(t, d)
-		})
 	}
 }
 
@@ -361,7 +225,7 @@ func TestADeliveryThatFailsLeavesNothingBehindAndAllHeld(t *testing.T) {
 				t.Errorf("fdbridged's store (-want +got):\n%s", diff)
 			}
 			n, err = u.deliver(d.socket, unit)
-			result{n, err}.check(t, unit, 4)
+			result{n, err}.check(t, unit, len(u.want[unit]))
 			d.stop()
 			u.check(t, u.start(u.t.Context(), d.socket, keeper{m: u.manager, unit: bridge.OwnUnit}))
 		})
@@ -397,7 +261,7 @@ func TestAUnitThatIsStoppedWhileItStartsGetsNothing(t *testing.T) {
 		t.Errorf("in the unit's store: %q", left)
 	}
 	n, err := u.deliver(d.socket, unit)
-	result{n, err}.check(t, unit, 4)
+	result{n, err}.check(t, unit, len(u.want[unit]))
 }
 
 func TestTwoStartsAtOnceDeliverOnce(t *testing.T) {
@@ -412,7 +276,7 @@ func TestTwoStartsAtOnceDeliverOnce(t *testing.T) {
 		return true
 	}}
 	n, err := u.inject(d.socket, unit, store).Run(t.Context())
-	result{n, err}.check(t, unit, 4)
+	result{n, err}.check(t, unit, len(u.want[unit]))
 	(<-second).check(t, unit, 0)
 	u.check(t, d)
 }
@@ -432,7 +296,7 @@ func TestAStoppedFdbridgedLetsDeliveriesEnd(t *testing.T) {
 		return true
 	}}
 	n, err := u.inject(d.socket, unit, store).Run(t.Context())
-	result{n, err}.check(t, unit, 4)
+	result{n, err}.check(t, unit, len(u.want[unit]))
 	<-stopped
 	u.check(t, u.start(u.t.Context(), d.socket, own))
 }
@@ -440,7 +304,7 @@ func TestAStoppedFdbridgedLetsDeliveriesEnd(t *testing.T) {
 func TestWhatCannotBeRestoredIsLostByNameAndTheRestDelivered(t *testing.T) {
 	u := update(t, stores["one unit"])
 	u.kernel.Fail = func(req uint, _ string, token uint64) error {
-		if req == session.ReqRetrieveFD && token == 4 {
+		if req == session.ReqRetrieveFD && token == 5 {
 			return unix.ENOMEM // for ever
 		}
 		return nil
@@ -451,14 +315,14 @@ func TestWhatCannotBeRestoredIsLostByNameAndTheRestDelivered(t *testing.T) {
 	injected := u.inject(d.socket, unit, keeper{m: u.manager, unit: unit})
 	injected.Lost = func(name string, _ error) { lost = append(lost, name) }
 	n, err := injected.Run(t.Context())
-	result{n, err}.check(t, unit, 3)
+	result{n, err}.check(t, unit, 4)
 	if diff := cmp.Diff([]string{"x"}, lost); diff != "" {
 		t.Errorf("lost (-want +got):\n%s", diff)
 	}
 	if p := d.holder.Problems(); len(p) != 1 || !strings.Contains(p[0], `The fd "x" of session fdbridge.a.service is lost`) {
 		t.Errorf("problems: %q", p)
 	}
-	if diff := cmp.Diff(u.want[unit][:3], u.contents(unit)); diff != "" {
+	if diff := cmp.Diff(u.want[unit][:4], u.contents(unit)); diff != "" {
 		t.Errorf("the store (-want +got):\n%s", diff)
 	}
 	if held := d.holder.Units(); len(held) > 0 {

@@ -162,78 +162,24 @@ func (h *Holder) descriptor(name string) *fd.FD {
 	return nil
 }
 
-// file returns a file that a held parcel names; the caller owns it. A kept file
-// comes before that of the session, which was finished if both are there.
-func (h *Holder) file(a address) (*fd.FD, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.retrieve(a)
-}
-
-// retrieve is file for who has h.mu.
-func (h *Holder) retrieve(a address) (*fd.FD, error) {
-	if kept := h.kept[keptName(a)]; kept != nil {
-		return kept.Dup()
-	}
-	if s := h.sessions[a.session]; s != nil {
-		return s.RetrieveFD(a.token)
-	}
-	return nil, fmt.Errorf("retrieve %v: %w", a, session.ErrNoSession)
-}
-
-// needs returns where the files of a parcel are, its manifest's place among
-// them. The caller has h.mu.
-func (h *Holder) needs(p *holding) (needs map[address]bool, err error) {
-	f, err := h.retrieve(p.manifest())
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	m, err := kho.ReadManifest(f, p.Unit)
-	if err != nil {
-		return nil, err
-	}
-	needs = map[address]bool{p.manifest(): true}
-	for _, e := range m.Entries {
-		if e.Token == 0 {
-			continue
-		}
-		if e.Session == "" {
-			e.Session = p.Sessions[0]
-		}
-		needs[address{e.Session, e.Token}] = true
-	}
-	return needs, nil
-}
-
-// names tells whether the parcel's manifest names the file at a.
-func (h *Holder) names(p *holding, a address) (bool, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if a == p.manifest() {
-		return true, nil
-	}
-	needs, err := h.needs(p)
-	return needs[a], err
-}
-
 // begin marks that a delivery of a parcel begins, in this invocation of its
 // unit. It does not wait until PID 1 has the mark: what the delivery stores is
 // behind it in PID 1's queue, and PID 1 heeds what its main processes have sent
 // before they died (sd_notify(3); src/core/manager.h, systemd 257: messages have
-// a higher priority than the death of children).
+// a higher priority than the death of children). Whoever calls it has the unit's
+// turn.
 func (h *Holder) begin(p *holding, invocation string) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
 	hash := markHash(p.manifest())
-	before := h.begun[hash]
+	before := h.begunIn(p)
 	if before == invocation {
 		return nil
 	}
 	if err := mark(h.Keeper, begunName(hash, invocation)); err != nil {
 		return fmt.Errorf("note that a delivery begins: %w", err)
 	}
+	h.mu.Lock()
 	h.begun[hash] = invocation
+	h.mu.Unlock()
 	if before == "" {
 		return nil
 	}

@@ -98,7 +98,7 @@ func TestADeviceThatIsBusyIsTriedAgain(t *testing.T) {
 	if !<-retried {
 		t.Error("Retry says that there was nothing to do")
 	}
-	(<-waiting).check(t, "a.service", 4)
+	(<-waiting).check(t, "a.service", 5)
 	d.stop()
 	u.check(t, u.serveOwn())
 }
@@ -262,4 +262,30 @@ func TestWhatIsDeliveredIsNotDeliveredAgainThoughItCannotBeFinished(t *testing.T
 	if diff := cmp.Diff([]string{"index"}, u.names(bridge.OwnUnit)); diff != "" {
 		t.Errorf("fdbridged's store (-want +got):\n%s", diff)
 	}
+}
+
+// A client that was given a session may have it for longer than fdbridged lives.
+func TestASessionThatAClientStillHasIsNotMissed(t *testing.T) {
+	u := update(t, stores["one unit"])
+	d := u.serveOwn()
+	u.setPeer("a.service")
+	conn := dial(t, d)
+	if err := conn.Send(wire.Request{Op: wire.OpDeliver}, nil); err != nil {
+		t.Fatal(err)
+	}
+	f, err := conn.Receive(&wire.Grant{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if says := ask(t, conn, wire.Request{Op: wire.OpDelivered, Session: "fdbridge.a.service"}); says != "" {
+		t.Fatal(says)
+	}
+	d.stop()
+	d = u.serveOwn()
+	if p := d.holder.Problems(); len(p) > 0 {
+		t.Errorf("problems: %q", p)
+	}
+	n, err := u.deliver(d.socket, "a.service")
+	result{n, err}.check(t, "a.service", 0)
 }

@@ -8,8 +8,6 @@ import (
 	"maps"
 	"slices"
 	"strings"
-
-	"github.com/fdbridge/fdbridge/internal/fd"
 )
 
 // release lets go of a parcel that is where it belongs, or that nobody wants
@@ -51,7 +49,7 @@ func (h *Holder) release(p *holding) error {
 		}
 		h.done[doneName(p.manifest())] = true
 	}
-	h.remains(h.unmark(markHash(p.manifest())), h.discard(p.Sessions), h.unmarkDone())
+	h.remains(h.unmark(markHash(p.manifest())), h.discard(p.Sessions))
 	return nil
 }
 
@@ -90,17 +88,6 @@ func (h *Holder) keepNeeded(p *holding) (leave map[string]error) {
 	return leave
 }
 
-// users returns the held parcels that have files in a session, but not one.
-func (h *Holder) users(name string, but *holding) []*holding {
-	var users []*holding
-	for _, p := range h.held {
-		if p != but && slices.Contains(p.Sessions, name) {
-			users = append(users, p)
-		}
-	}
-	return users
-}
-
 // keep keeps the files of a session that users need, and returns how many that
 // were not kept before.
 func (h *Holder) keep(name string, users []*holding) (n int, err error) {
@@ -114,30 +101,15 @@ func (h *Holder) keep(name string, users []*holding) (n int, err error) {
 		}
 		f, err := h.sessions[name].RetrieveFD(a.token)
 		if err == nil {
-			err = h.Keeper.Store(keptName(a), f)
+			err = h.hold(a, f)
 		}
 		if err != nil {
 			_ = f.Close()
 			return n, fmt.Errorf("another unit needs %v: %w", a, err)
 		}
-		h.kept[keptName(a)] = f
 		n++
 	}
 	return n, nil
-}
-
-// neededBy returns what users need of a session.
-func (h *Holder) neededBy(name string, users []*holding) (map[address]bool, error) {
-	all := map[address]bool{}
-	for _, user := range users {
-		needs, err := h.needs(user)
-		if err != nil {
-			return nil, fmt.Errorf("what %s needs of it is not known: %w", user.Unit, err)
-		}
-		maps.Copy(all, needs)
-	}
-	maps.DeleteFunc(all, func(a address, _ bool) bool { return a.session != name })
-	return all, nil
 }
 
 // finish ends a session, of which nothing is needed any more.
@@ -166,11 +138,14 @@ func (h *Holder) forget(name string) {
 // discard lets go of the kept files of sessions that nobody needs any more.
 func (h *Holder) discard(sessions []string) (failed error) {
 	for _, name := range sessions {
-		prefix := keptOf(name)
-		mine := func(kept string, _ *fd.FD) bool { return strings.HasPrefix(kept, prefix) }
-		candidates := maps.Collect(maps.All(h.kept))
-		maps.DeleteFunc(candidates, func(kept string, f *fd.FD) bool { return !mine(kept, f) })
-		if len(candidates) == 0 {
+		var spare []string
+		needed := map[string]bool{}
+		for kept := range h.kept {
+			if strings.HasPrefix(kept, keptOf(name)) {
+				spare = append(spare, kept)
+			}
+		}
+		if len(spare) == 0 {
 			continue
 		}
 		needs, err := h.neededBy(name, h.users(name, nil))
@@ -179,22 +154,21 @@ func (h *Holder) discard(sessions []string) (failed error) {
 			continue
 		}
 		for a := range needs {
-			delete(candidates, keptName(a))
+			needed[keptName(a)] = true
 		}
-		for kept, f := range candidates {
-			failed = errors.Join(failed, h.Keeper.Remove(kept), f.Close())
+		for _, kept := range spare {
+			if needed[kept] {
+				continue
+			}
+			failed = errors.Join(failed, h.Keeper.Remove(kept), h.kept[kept].Close())
 			delete(h.kept, kept)
 		}
 	}
 	return failed
 }
 
-// unmarkDone removes the marks of parcels whose manifests cannot be had any
-// more without them.
+// unmarkDone removes the marks of parcels whose sessions are finished.
 func (h *Holder) unmarkDone() (failed error) {
-	if len(h.done) == 0 {
-		return nil
-	}
 	for i := range h.index.Units {
 		p := &holding{h.index.Units[i]}
 		if len(p.Sessions) == 0 || h.sessions[p.Sessions[0]] != nil {
@@ -212,22 +186,20 @@ func (h *Holder) unmarkDone() (failed error) {
 // files and marks that no parcel has anything to do with any more.
 func (h *Holder) tidy() {
 	var sessions []string
-	marks := map[string]bool{}
 	for _, u := range h.index.Units {
 		sessions = append(sessions, u.Sessions...)
-	}
-	for _, p := range h.held {
-		marks[markHash(p.manifest())] = true
 	}
 	for _, name := range sessions {
 		if len(h.users(name, nil)) == 0 {
 			h.remains(h.finish(name))
 		}
 	}
-	for hash := range h.begun {
-		if !marks[hash] {
-			h.remains(h.unmark(hash))
-		}
+	begun := maps.Clone(h.begun)
+	for _, p := range h.held {
+		delete(begun, markHash(p.manifest()))
+	}
+	for hash := range begun {
+		h.remains(h.unmark(hash))
 	}
 	h.remains(h.discard(sessions), h.unmarkDone())
 }

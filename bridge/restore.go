@@ -187,6 +187,16 @@ func (h *Holder) open(ctx context.Context, again bool) error {
 			return err
 		}
 	}
+	h.fetchAll(device, again)
+	h.takeStock(nil)
+	if len(h.missing) == 0 {
+		h.tidy()
+	}
+	return nil
+}
+
+// fetchAll retrieves the sessions in the index that are not there yet.
+func (h *Holder) fetchAll(device *session.Device, again bool) {
 	for _, u := range h.index.Units {
 		for _, name := range u.Sessions {
 			if h.sessions[name] != nil || h.finished[name] {
@@ -204,11 +214,6 @@ func (h *Holder) open(ctx context.Context, again bool) error {
 			}
 		}
 	}
-	h.takeStock(nil)
-	if len(h.missing) == 0 {
-		h.tidy()
-	}
-	return nil
 }
 
 // fetch retrieves one session and puts it into fdbridged's store at once.
@@ -239,19 +244,28 @@ func (h *Holder) assign() error {
 		return err
 	}
 	h.index = index
+	adopted := h.sort()
+	h.strangers()
+	h.takeStock(adopted)
+	return nil
+}
+
+// sort assigns what was adopted, and returns the names of the sessions among it.
+// What means nothing to this fdbridged remains.
+func (h *Holder) sort() (adopted map[string]bool) {
 	sessions := map[string]string{}
-	for _, u := range index.Units {
+	for _, u := range h.index.Units {
 		for _, name := range u.Sessions {
 			sessions[sessionName(name)] = name
 		}
 	}
-	probe := map[string]bool{}
+	adopted = map[string]bool{}
 	rest := h.adopted[:0]
 	for _, p := range h.adopted {
 		name, known := sessions[p.Name]
 		switch {
 		case known && h.sessions[name] == nil:
-			h.sessions[name], probe[name] = session.Adopt(h.Kernel, p.FD), true
+			h.sessions[name], adopted[name] = session.Adopt(h.Kernel, p.FD), true
 			continue
 		case strings.HasPrefix(p.Name, begunPrefix):
 			hash, invocation := begunOf(p.Name)
@@ -265,9 +279,7 @@ func (h *Holder) assign() error {
 		_ = p.FD.Close() // a mark: the store has its own
 	}
 	h.adopted = rest
-	h.strangers()
-	h.takeStock(probe)
-	return nil
+	return adopted
 }
 
 // strangers reports what is in fdbridged's store and means nothing to this
@@ -278,9 +290,9 @@ func (h *Holder) strangers() {
 	}
 }
 
-// takeStock finds out which parcels are held, after h.sessions has grown. The
-// sessions in probe may have been finished before.
-func (h *Holder) takeStock(probe map[string]bool) {
+// takeStock finds out which parcels are held, after h.sessions has grown. Sessions
+// that were adopted may have been finished before.
+func (h *Holder) takeStock(adopted map[string]bool) {
 	held := map[address]*holding{}
 	for _, p := range h.held {
 		held[p.manifest()] = p
@@ -293,7 +305,7 @@ func (h *Holder) takeStock(probe map[string]bool) {
 		}
 		if same := held[p.manifest()]; same != nil {
 			p = same
-		} else if !h.isThere(p.manifest(), probe) {
+		} else if !h.isThere(p.manifest(), adopted) {
 			continue
 		}
 		h.held = append(h.held, p)
@@ -302,7 +314,7 @@ func (h *Holder) takeStock(probe map[string]bool) {
 
 // isThere tells whether a parcel is held, by the place of its manifest. One
 // that cannot be read for another reason than that it is gone is held.
-func (h *Holder) isThere(manifest address, probe map[string]bool) bool {
+func (h *Holder) isThere(manifest address, adopted map[string]bool) bool {
 	s := h.sessions[manifest.session]
 	switch {
 	case h.done[doneName(manifest)]:
@@ -311,7 +323,7 @@ func (h *Holder) isThere(manifest address, probe map[string]bool) bool {
 		return true
 	case s == nil:
 		return false
-	case !probe[manifest.session]:
+	case !adopted[manifest.session]:
 		return true
 	}
 	f, err := s.RetrieveFD(manifest.token)

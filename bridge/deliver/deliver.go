@@ -102,6 +102,7 @@ func (d *Deliverer) Run(ctx context.Context) (int, error) {
 		if !errors.Is(err, errBroken) || ctx.Err() != nil {
 			return n, err
 		}
+		time.Sleep(retryDelay) // one that hangs up at once must not be asked all the time
 	}
 }
 

@@ -14,12 +14,13 @@ import (
 	"github.com/fdbridge/fdbridge/kho"
 )
 
-// reseal gives a restored memfd its seals back. Linux before 7.1 forgets them
+// Reseal gives a restored memfd its seals back. Linux before 7.1 forgets them
 // all, and they are added again. Linux 7.1 and 7.2 restore every memfd as
 // executable, and then the seal against that, F_SEAL_EXEC, brings all the seals
 // against writing with it (memfd_add_seals in mm/memfd.c): such a file is copied
-// into a new one. It consumes f; the caller owns what is returned.
-func reseal(f *fd.FD, e *kho.Entry) (sealed *fd.FD, err error) {
+// into a new one. It consumes f; the caller owns what is returned, f itself or
+// the new file. Errors are the system's.
+func Reseal(f *fd.FD, e *kho.Entry) (sealed *fd.FD, err error) {
 	sealed = f
 	err = f.Do(func(raw int) error {
 		has, err := unix.FcntlInt(uintptr(raw), unix.F_GET_SEALS, 0)

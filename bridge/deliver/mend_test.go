@@ -3,6 +3,8 @@
 package deliver
 
 import (
+	"fmt"
+	"os"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -10,6 +12,7 @@ import (
 	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
 	"github.com/fdbridge/fdbridge/kho"
+	"github.com/fdbridge/fdbridge/session"
 )
 
 func TestMain(m *testing.M) { fdtest.Main(m) }
@@ -50,13 +53,19 @@ func TestMendMakesAFileWhatItWas(t *testing.T) {
 		"noexec sealed (before 7.1)":   {0, kho.Entry{Flags: unix.O_RDWR, Seals: unix.F_SEAL_EXEC | unix.F_SEAL_SEAL}, false},
 		"read-only":                    {0, kho.Entry{Flags: unix.O_RDONLY}, true},
 		"append, non-blocking":         {0, kho.Entry{Flags: unix.O_RDWR | unix.O_APPEND | unix.O_NONBLOCK}, true},
+		"another open file":            {0, kho.Entry{Flags: unix.O_RDWR, Open: 1, Position: 5}, true},
+		"another, read-only":           {0, kho.Entry{Flags: unix.O_RDONLY | unix.O_NONBLOCK, Open: 2, Position: 5}, true},
 		"write-only, noexec":           {write | unix.F_SEAL_EXEC, kho.Entry{Flags: unix.O_WRONLY, Seals: unix.F_SEAL_EXEC}, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			const contents, position = "contents", 5
-			before := restored(t, contents, position, test.kernel)
+			at := int64(position)
+			if test.entry.Open > 0 {
+				at = 7 // of the open file that was restored
+			}
+			before := restored(t, contents, at, test.kernel)
 			want, _ := before.Stat()
-			f, err := reseal(before, &test.entry)
+			f, err := Reseal(before, &test.entry)
 			if err == nil {
 				f, err = reopen(f, &test.entry)
 			}
@@ -92,5 +101,29 @@ func TestMendMakesAFileWhatItWas(t *testing.T) {
 				return nil
 			})
 		})
+	}
+}
+
+func TestOnlyWhatMayComeRightLaterPasses(t *testing.T) {
+	kernel := func(err error) error { return &session.Error{Op: "retrieve fd", Err: err} }
+	for _, test := range []struct {
+		err  error
+		want bool
+	}{
+		{os.NewSyscallError("memfd_create", unix.ENOMEM), true},
+		{os.NewSyscallError("memfd_create", unix.EMFILE), true},
+		{fmt.Errorf("copy: %w", unix.ENOSPC), true},
+		{unix.EINTR, true},
+		{unix.EPERM, false},
+		{kernel(unix.EMFILE), true}, // before the kernel has tried
+		{kernel(unix.ENFILE), true},
+		{kernel(unix.ENOMEM), false}, // stays so
+		{kernel(unix.EINTR), false},
+		{kernel(unix.EIO), false},
+		{session.ErrNoToken, false},
+	} {
+		if got := Passing(test.err); got != test.want {
+			t.Errorf("Passing(%v) = %v, want %v", test.err, got, test.want)
+		}
 	}
 }

@@ -155,7 +155,7 @@ func (u *unpacking) entry(ctx context.Context, e *kho.Entry) (*fd.FD, error) {
 		if err != nil {
 			return nil, err
 		}
-		if s.f, err = reseal(f, e); err != nil {
+		if s.f, err = Reseal(f, e); err != nil {
 			return nil, final(err)
 		}
 	}
@@ -176,7 +176,7 @@ func (u *unpacking) entry(ctx context.Context, e *kho.Entry) (*fd.FD, error) {
 // fetch gets a file out of the unit's session itself, so that its memory is
 // charged to the unit, and what is not there from fdbridged.
 func (u *unpacking) fetch(ctx context.Context, at place) (*fd.FD, error) {
-	if at.session == u.grant.Session && u.session != nil {
+	if at.session == u.grant.Session && u.session != nil && !slices.Contains(u.grant.Shared, at.token) {
 		f, err := u.session.RetrieveFD(at.token)
 		if !errors.Is(err, session.ErrNoToken) {
 			return f, final(err)

@@ -74,6 +74,9 @@ type Grant struct {
 	// to be asked for.
 	Session string `json:"session,omitempty"`
 	Token   uint64 `json:"token,omitempty"`
+	// Shared are the tokens of those files in the session that are to be asked
+	// for nevertheless, because other units have them, too.
+	Shared []uint64 `json:"shared,omitempty"`
 	// Clear says that an earlier delivery of this parcel was broken off, and
 	// what it has left in the unit's store is to be removed first.
 	Clear bool `json:"clear,omitempty"`

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command fdbridgectl shows an operator what fdbridge will carry, what it holds
-// and what the last live update did.
+// and what the last live update did. It says beforehand what the next one would
+// do, and begins it.
 package main
 
 import (
@@ -22,7 +23,7 @@ import (
 
 func main() {
 	local := daemon{socket: wire.Path, device: session.Path}
-	os.Exit(run(command(local), os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(run(command(local, thisHost()), os.Args[1:], os.Stdout, os.Stderr))
 }
 
 // run runs the command line and returns the exit status.
@@ -30,15 +31,31 @@ func run(root *cobra.Command, args []string, stdout, stderr io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	if err := root.Execute(); err != nil {
-		fmt.Fprintf(stderr, "fdbridgectl: %s\n", oneLine(err.Error()))
-		return 1
+	err := root.Execute()
+	if err == nil {
+		return 0
 	}
-	return 0
+	status := 1
+	if f, ok := errors.AsType[failure](err); ok {
+		status, err = f.status, f.err
+	}
+	if err != nil {
+		fmt.Fprintf(stderr, "fdbridgectl: %s\n", oneLine(err.Error()))
+	}
+	return status
 }
 
-// command builds the command line that asks d.
-func command(d daemon) *cobra.Command {
+// failure ends the command with an exit status, and says why unless err is nil,
+// when all has been said.
+type failure struct {
+	status int
+	err    error
+}
+
+func (f failure) Error() string { return fmt.Sprint(f.err) }
+
+// command builds the command line that asks d, and checks and replaces h.
+func command(d daemon, h host) *cobra.Command {
 	root := &cobra.Command{
 		Use:                "fdbridgectl",
 		Short:              "Show what fdbridge carries across live kernel updates",
@@ -70,7 +87,12 @@ func command(d daemon) *cobra.Command {
 			}
 			return output(cmd.OutOrStdout(), *asJSON, report, func() string { return reportText(report) })
 		},
-	})
+	}, &cobra.Command{
+		Use:   "drop UNIT",
+		Short: "Let go of the fds that are held for a unit, which are lost then",
+		Args:  cobra.ExactArgs(1),
+		RunE:  func(_ *cobra.Command, args []string) error { return d.explain(wire.Drop(d.socket, args[0])) },
+	}, checkCommand(h, asJSON), kexecCommand(h, asJSON))
 	return root
 }
 
@@ -114,9 +136,12 @@ func (d daemon) report() (*report, error) {
 	return r, err
 }
 
-// ask is wire.Ask with errors that tell an operator what to do about them.
 func (d daemon) ask(op string, each func(*wire.Answer)) error {
-	err := wire.Ask(d.socket, op, each)
+	return d.explain(wire.Ask(d.socket, op, each))
+}
+
+// explain adds to an error of the connection what an operator can do about it.
+func (d daemon) explain(err error) error {
 	switch {
 	case errors.Is(err, unix.EACCES):
 		return fmt.Errorf("%w: only root may ask fdbridged", err)

@@ -3,12 +3,16 @@
 package main
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"runtime"
+	"strconv"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -16,6 +20,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
+	"github.com/fdbridge/fdbridge/bridge"
 	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
 )
@@ -29,7 +34,9 @@ func TestMain(m *testing.M) { fdtest.Main(m) }
 //	                 and hangs up; it ends with the script
 //	deaf-fdbridged   starts one that hangs up on everybody
 //	dead-fdbridged   leaves a socket that nobody listens on
-//	[!] fdbridgectl  runs the command with the files "socket" and "device"
+//	[!] fdbridgectl  runs the command with the files "socket" and "device", on the
+//	                 host of testHost
+//	exits N ARG...   does so, and demands the exit status N
 //	[!] as-nobody    does so as a user whom "socket" is closed to
 //	fits FILE        demands that no line has more than 80 columns
 func TestScripts(t *testing.T) {
@@ -41,6 +48,7 @@ func TestScripts(t *testing.T) {
 			"dead-fdbridged": leaveSocket,
 			"fdbridgectl":    runCommand,
 			"as-nobody":      runAsNobody,
+			"exits":          exits,
 			"fits":           fits,
 		},
 	})
@@ -64,7 +72,48 @@ func runAsNobody(ts *testscript.TestScript, neg bool, args []string) {
 
 func runWith(ts *testscript.TestScript, args []string) int {
 	d := daemon{socket: ts.MkAbs("socket"), device: ts.MkAbs("device")}
-	return run(command(d), args, ts.Stdout(), ts.Stderr())
+	return run(command(d, testHost(ts)), args, ts.Stdout(), ts.Stderr())
+}
+
+func exits(ts *testscript.TestScript, _ bool, args []string) {
+	if status := strconv.Itoa(runWith(ts, args[1:])); status != args[0] {
+		ts.Fatalf("exit status %s, want %s", status, args[0])
+	}
+}
+
+// testHost is a host on which a check finds what is in the file "found", and
+// which prints what is done to it.
+func testHost(ts *testscript.TestScript) host {
+	say := func(format string, args ...any) error {
+		_, err := fmt.Fprintf(ts.Stdout(), format+"\n", args...)
+		return err
+	}
+	h := host{cmdline: func() (string, error) { return "running cmdline", nil }}
+	h.Check = func(_ context.Context, target *bridge.Target) (*bridge.Check, error) {
+		data, err := os.ReadFile(ts.MkAbs("found"))
+		if err != nil {
+			return nil, err
+		}
+		var found bridge.Check
+		decoder := json.NewDecoder(bytes.NewReader(data))
+		decoder.DisallowUnknownFields()
+		if err := decoder.Decode(&found); err != nil {
+			return nil, err
+		}
+		if target != nil {
+			cmdline := "its own command line"
+			if target.Cmdline != nil {
+				cmdline = strconv.Quote(*target.Cmdline)
+			}
+			err = say("check %s of %d bytes with %s", filepath.Base(target.Name), target.Size, cmdline)
+		}
+		return &found, err
+	}
+	h.Load = func(kernel, initrd *os.File, cmdline string) error {
+		return say("load with an initrd %v and %q", initrd != nil, cmdline)
+	}
+	h.Start = func() error { return say("start") }
+	return h
 }
 
 func checkStatus(ts *testscript.TestScript, neg bool, status int) {

@@ -47,10 +47,7 @@ func serve(ctx context.Context) error {
 		return err
 	}
 	reader := &units.Reader{Socket: units.PrivateSocket}
-	holder := &bridge.Holder{Kernel: session.System{}, Device: session.Path, Keeper: socket, Log: log}
-	holder.Rescued = func(ctx context.Context) ([]notify.Passed, func() error, error) {
-		return reader.TakeStore(ctx, bridge.PreserveUnit)
-	}
+	holder := newHolder(socket, reader, log)
 	holder.Restore(ctx, passed)
 	defer func() { _ = holder.Close() }() // the fd store has all that is held
 	addDropIns(ctx, holder)
@@ -97,6 +94,16 @@ func run(ctx context.Context, server *bridge.Server, pinner *bridge.Pinner, list
 	})
 	defer stop()
 	return server.Serve(ctx, listener)
+}
+
+func newHolder(socket *notify.Socket, reader *units.Reader, log *journal.Log) *bridge.Holder {
+	return &bridge.Holder{
+		Kernel: session.System{}, Device: session.Path, Keeper: socket,
+		Rescued: func(ctx context.Context) ([]notify.Passed, func() error, error) {
+			return reader.TakeStore(ctx, bridge.PreserveUnit)
+		},
+		Log: log,
+	}
 }
 
 func newPinner(settings *config.Config, reader *units.Reader, log *journal.Log) *bridge.Pinner {

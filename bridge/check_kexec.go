@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bridge
+
+import (
+	"context"
+	"errors"
+	"os"
+)
+
+// ErrRefused says that a kexec was not begun because of what a Check found.
+var ErrRefused = errors.New("the kexec is refused")
+
+// Kexec replaces the kernel if nothing is lost by it.
+type Kexec struct {
+	Check func(ctx context.Context, target *Target) (*Check, error) // a Checker's Run
+	// Load loads a kernel; kho.LoadKernel does.
+	Load func(kernel, initrd *os.File, cmdline string) error
+	// Start has the service manager stop everything and boot the kernel that
+	// is loaded.
+	Start func() error
+}
+
+// KexecOptions say what to boot.
+type KexecOptions struct {
+	Kernel  string // path of the image; empty: the kernel that is loaded
+	Initrd  string // path; empty: none
+	Cmdline string // of the kernel
+	Force   bool   // begin whatever the check says
+}
+
+// Run checks, loads the kernel, and starts. report is called with what the check
+// found before anything is changed. The error is ErrRefused if the check is why
+// nothing was done. A kernel that was loaded stays loaded when starting fails.
+func (k *Kexec) Run(ctx context.Context, o KexecOptions, report func(*Check) error) error {
+	if o.Kernel == "" {
+		if err := k.check(ctx, nil, o.Force, report); err != nil {
+			return err
+		}
+		return k.Start()
+	}
+	kernel, err := os.Open(o.Kernel)
+	if err != nil {
+		return err
+	}
+	defer kernel.Close()
+	info, err := kernel.Stat()
+	if err != nil {
+		return err
+	}
+	var initrd *os.File
+	if o.Initrd != "" {
+		if initrd, err = os.Open(o.Initrd); err != nil {
+			return err
+		}
+		defer initrd.Close()
+	}
+	target := &Target{Name: o.Kernel, Image: kernel, Size: info.Size(), Cmdline: &o.Cmdline}
+	if err := k.check(ctx, target, o.Force, report); err != nil {
+		return err
+	}
+	if err := k.Load(kernel, initrd, o.Cmdline); err != nil {
+		return err
+	}
+	return k.Start()
+}
+
+func (k *Kexec) check(ctx context.Context, target *Target, force bool, report func(*Check) error) error {
+	check, err := k.Check(ctx, target)
+	if err != nil {
+		return err
+	}
+	if err := report(check); err != nil {
+		return err
+	}
+	if check.Outcome != Carried && !force {
+		return ErrRefused
+	}
+	return nil
+}

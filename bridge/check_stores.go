@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fdbridge/fdbridge/kho"
+	"github.com/fdbridge/fdbridge/session"
+	"github.com/fdbridge/fdbridge/units"
+)
+
+// stores looks at what is stored.
+func (c *Checker) stores(ctx context.Context, check *Check) error {
+	var list []*units.Store
+	err := c.Stores.EachStore(ctx, func(s *units.Store) {
+		switch {
+		case c.Excluded(s.Unit):
+		case s.OptedIn():
+			list = append(list, s)
+		default:
+			check.Problems = append(check.Problems, notKept(s))
+		}
+	})
+	if errors.Is(err, units.ErrManager) {
+		return err
+	}
+	if err != nil {
+		check.add(Lossy, "Try again.", "not every fd store can be read: %v", err)
+	}
+	duplicator, err := c.Duplicator()
+	if err != nil {
+		check.add(Impossible, "Run as root, with kernel.yama.ptrace_scope below 3.",
+			"the fds in the stores cannot be had from PID 1: %v", err)
+		return nil
+	}
+	defer func() { _ = duplicator.Close() }() // it was only read from
+	seen := map[inode]bool{}
+	for _, store := range list {
+		unit := CheckedUnit{Unit: store.Unit, Required: c.Required(store.Unit)}
+		unit.Entries = check.entries(store.Entries, duplicator, seen)
+		check.Units = append(check.Units, unit)
+		check.Problems = append(check.Problems, lost(&unit)...)
+	}
+	return nil
+}
+
+// notKept is the problem of a unit that has something stored and has not opted
+// in. It would lose that by any stop, too, and many do well without, systemd's
+// own logind for one: it alone makes no check fail.
+func notKept(s *units.Store) CheckProblem {
+	p := CheckProblem{
+		Outcome: Carried, Unit: s.Unit,
+		Message: fmt.Sprintf("its store ends with it: FileDescriptorStorePreserve=%s", s.Preserve),
+		Remedy: "Set FileDescriptorStorePreserve=yes in the unit, or name it in Exclude= of fdbridge.conf " +
+			"if it can do without.",
+	}
+	for i := range s.Entries {
+		p.FDs = append(p.FDs, s.Entries[i].Name)
+	}
+	return p
+}
+
+// entries judges what is in a store. An inode that is in several stores takes its
+// memory once, and is in seen then.
+func (c *Check) entries(list []units.Entry, duplicator Duplicator, seen map[inode]bool) []CheckedEntry {
+	files, failed := duplicator.Dup(list)
+	checked := make([]CheckedEntry, len(list))
+	for i := range list {
+		entry := &checked[i]
+		entry.Name, entry.Type = list[i].Name, list[i].Type()
+		in, err := kho.Inode{Mode: list[i].Mode}, failed[i]
+		if file := files[i]; file != nil {
+			in, err = kho.InodeOf(file.FD)
+			_ = file.FD.Close() // it was only looked at
+		}
+		entry.Reason, entry.remedy = refusal(entry.Type, in, err)
+		if entry.Carried = entry.Reason == ""; !entry.Carried {
+			continue
+		}
+		entry.Size = in.Size
+		if id := (inode{list[i].Dev, list[i].Ino}); !seen[id] {
+			seen[id] = true
+			c.Memory.Carried += in.Size
+			c.Memory.Needed += max(0, in.Size-in.Allocated)
+		}
+	}
+	return checked
+}
+
+// lost are the problems of a unit: one for all fds that are lost for one reason.
+func lost(unit *CheckedUnit) []CheckProblem {
+	type cause struct{ kind, reason string }
+	found := map[cause]int{}
+	var list []CheckProblem
+	for _, e := range unit.Entries {
+		if e.Carried {
+			continue
+		}
+		id := cause{e.Type, e.Reason}
+		at, ok := found[id]
+		if !ok {
+			at = len(list)
+			found[id] = at
+			list = append(list, CheckProblem{
+				Outcome: Lossy, Unit: unit.Unit, Type: e.Type, Message: e.Reason, Remedy: e.remedy,
+			})
+		}
+		list[at].FDs = append(list[at].FDs, e.Name)
+	}
+	return list
+}
+
+// remedies say by the type of an entry what a service can do instead of storing
+// it.
+var remedies = map[string]string{
+	"socket":           "Let a socket unit hold it if it listens; connections end with the kernel.",
+	"pipe":             "Make it anew at start; what is in it is lost.",
+	"file":             "Open it by its path at start.",
+	"directory":        "Open it by its path at start.",
+	"character device": "Open it by its path at start.",
+	"block device":     "Open it by its path at start.",
+	"pidfd":            "Store none: no process outlives its kernel.",
+	"luo_session":      "From systemd 261 on, systemd carries it; otherwise make it anew at start.",
+}
+
+// refusal says why the kernel would not carry a file of an entry's type, and what
+// the service can do; nothing if it would. Of what is no regular file, in needs
+// only the mode. failed is why the file could not be looked at.
+//
+// The kernel has the last word, see kho.Inode.Carried; the rest is to say why.
+func refusal(kind string, in kho.Inode, failed error) (reason, remedy string) {
+	regular := in.Mode&unix.S_IFMT == unix.S_IFREG
+	switch {
+	case regular && errors.Is(failed, units.ErrChanged):
+		return failed.Error(), "Check again."
+	case regular && failed != nil:
+		return fmt.Sprintf("it cannot be had from PID 1: %v", failed), "Check again as root."
+	case in.Carried():
+		return "", ""
+	case regular && in.FS == unix.HUGETLBFS_MAGIC:
+		return "the kernel cannot carry huge pages", "Use a memfd without MFD_HUGETLB."
+	case regular && in.FS == unix.SECRETMEM_MAGIC:
+		return "the kernel cannot carry secret memory", "Use a memfd of memfd_create(2), if it may be handed over."
+	case regular && in.FS == unix.TMPFS_MAGIC:
+		return "the kernel carries files in memory only if they have no name", "Use a memfd, or O_TMPFILE."
+	}
+	remedy = remedies[kind]
+	if remedy == "" {
+		remedy = "Make it anew at start."
+	}
+	return session.ErrUnsupported.Error(), remedy
+}

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package deliver
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fdbridge/fdbridge/bridge/wire"
+)
+
+// listen serves each connection to a socket with serve, one after the other.
+func listen(t *testing.T, serve ...func(conn *wire.Conn)) (socket string) {
+	t.Helper()
+	socket = filepath.Join(t.TempDir(), "socket")
+	listener, err := wire.Listen(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for _, serve := range serve {
+			conn, err := listener.Accept()
+			if err != nil {
+				t.Errorf("accept: %v", err)
+				return
+			}
+			if _, err := conn.Receive(&wire.Request{}); err != nil {
+				t.Errorf("receive: %v", err)
+			}
+			serve(conn)
+			_ = conn.Close()
+		}
+	}()
+	t.Cleanup(func() { <-done; _ = listener.Close() })
+	return socket
+}
+
+func TestAFdbridgedThatHangsUpIsAskedAgain(t *testing.T) {
+	socket := listen(t, func(*wire.Conn) {}, func(*wire.Conn) {}, func(conn *wire.Conn) {
+		if err := conn.Send(wire.Grant{Unit: "a.service"}, nil); err != nil {
+			t.Errorf("send: %v", err)
+		}
+	})
+	d := Deliverer{Socket: socket}
+	if n, err := d.Run(t.Context()); n != 0 || err != nil {
+		t.Errorf("Run: %d, %v", n, err)
+	}
+}
+
+func TestAUnitThatIsStoppedDoesNotWaitForFdbridged(t *testing.T) {
+	ctx, stop := context.WithCancel(t.Context())
+	d := Deliverer{Socket: listen(t, func(conn *wire.Conn) {
+		stop() // instead of an answer
+		_, _ = conn.Receive(&wire.Request{})
+	})}
+	if n, err := d.Run(ctx); n != 0 || !errors.Is(err, context.Canceled) {
+		t.Errorf("Run: %d, %v; want Canceled", n, err)
+	}
+	d.Socket = filepath.Join(t.TempDir(), "none")
+	if n, err := d.Run(ctx); n != 0 || !errors.Is(err, context.Canceled) || !errors.Is(err, unix.ENOENT) {
+		t.Errorf("Run without a socket: %d, %v; want Canceled and ENOENT", n, err)
+	}
+}
+
+func TestWhatFdbridgedSaysIsTheError(t *testing.T) {
+	d := Deliverer{Socket: listen(t, func(conn *wire.Conn) {
+		_ = conn.Send(wire.Grant{Unit: "a.service", Error: "no such luck"}, nil)
+	})}
+	n, err := d.Run(t.Context())
+	if n != 0 || err == nil || err.Error() != "fdbridged does not deliver: no such luck" {
+		t.Errorf("Run: %d, %v", n, err)
+	}
+}

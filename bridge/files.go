@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bridge
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/fdbridge/fdbridge/bridge/deliver"
+	"github.com/fdbridge/fdbridge/internal/fd"
+	"github.com/fdbridge/fdbridge/kho"
+	"github.com/fdbridge/fdbridge/session"
+)
+
+// contents is what a manifest says of where the files of its parcel are: its
+// entries, of which several can be of one file, and the manifest, which has none.
+type contents map[address]*kho.Entry
+
+// read reads a parcel's manifest. The caller has h.mu.
+func (h *Holder) read(p *holding) (files contents, err error) {
+	f, err := h.retrieve(p.manifest())
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	m, err := kho.ReadManifest(f, p.Unit)
+	if err != nil {
+		return nil, err
+	}
+	files = contents{p.manifest(): nil}
+	for i := range m.Entries {
+		e := &m.Entries[i]
+		if e.Token == 0 {
+			continue
+		}
+		at := address{e.Session, e.Token}
+		if e.Session == "" {
+			at.session = p.Sessions[0]
+		}
+		files[at] = e
+	}
+	return files, nil
+}
+
+// delivery is what is to be known of a parcel while it is delivered.
+type delivery struct {
+	*holding
+	files  contents
+	shared contents // what is kept, or other parcels need, too
+}
+
+// isShared tells whether other parcels have files in the same sessions, or had.
+func (h *Holder) isShared(p *holding) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.kept) > 0 || slices.ContainsFunc(p.Sessions, func(name string) bool { return len(h.users(name, p)) > 0 })
+}
+
+// inspect returns what there is to know for the delivery of a parcel.
+func (h *Holder) inspect(p *holding) (*delivery, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	files, err := h.read(p)
+	if err != nil {
+		return nil, err
+	}
+	d := &delivery{holding: p, files: files, shared: contents{}}
+	for _, name := range p.Sessions {
+		// One whose manifest cannot be read gets nothing, and has nothing to share.
+		needs, _ := h.neededBy(name, h.users(name, p))
+		maps.Copy(d.shared, needs)
+	}
+	maps.DeleteFunc(d.shared, func(a address, _ *kho.Entry) bool { return files[a] == nil })
+	for a, e := range files {
+		if e != nil && h.kept[keptName(a)] != nil {
+			d.shared[a] = e
+		}
+	}
+	return d, nil
+}
+
+// retrieve returns a file; the caller owns it and has h.mu. One that is kept
+// comes first: its session was finished, or it is what the session's was mended
+// to.
+func (h *Holder) retrieve(a address) (*fd.FD, error) {
+	if kept := h.kept[keptName(a)]; kept != nil {
+		return kept.Dup()
+	}
+	if s := h.sessions[a.session]; s != nil {
+		return s.RetrieveFD(a.token)
+	}
+	return nil, fmt.Errorf("retrieve %v: %w", a, session.ErrNoSession)
+}
+
+// file returns a file of a parcel that is being delivered; the caller owns it.
+//
+// A file that another parcel needs, too, gets its seals back here, if that takes
+// a new file: each of the units would make one of its own. The new file is kept
+// in its place.
+func (h *Holder) file(d *delivery, a address) (*fd.FD, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	f, err := h.retrieve(a)
+	if _, shared := d.shared[a]; err != nil || !shared {
+		return f, err
+	}
+	sealed, err := deliver.Reseal(f, d.files[a])
+	if err != nil || sealed == f {
+		return sealed, err
+	}
+	if err := h.hold(a, sealed); err != nil {
+		return nil, errors.Join(err, sealed.Close())
+	}
+	return sealed.Dup()
+}
+
+// hold keeps a file, which is the Holder's from then on. One that takes the
+// place of another does so only here: fdbridged's store cannot tell two of one
+// name apart, and must at no time have none. If fdbridged crashes then, units
+// that have yet to get the file get another than those that have it.
+func (h *Holder) hold(a address, f *fd.FD) error {
+	name := keptName(a)
+	if old := h.kept[name]; old != nil {
+		h.kept[name] = f
+		return old.Close()
+	}
+	if err := h.Keeper.Store(name, f); err != nil {
+		return err
+	}
+	h.kept[name] = f
+	return nil
+}
+
+// users returns the held parcels that have files in a session, but not one.
+func (h *Holder) users(name string, but *holding) []*holding {
+	var users []*holding
+	for _, p := range h.held {
+		if p != but && slices.Contains(p.Sessions, name) {
+			users = append(users, p)
+		}
+	}
+	return users
+}
+
+// neededBy returns what users need of a session.
+func (h *Holder) neededBy(name string, users []*holding) (contents, error) {
+	all := contents{}
+	for _, user := range users {
+		needs, err := h.read(user)
+		if err != nil {
+			return nil, fmt.Errorf("what %s needs of it is not known: %w", user.Unit, err)
+		}
+		maps.Copy(all, needs)
+	}
+	maps.DeleteFunc(all, func(a address, _ *kho.Entry) bool { return a.session != name })
+	return all, nil
+}

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bridge_test
+
+import (
+	"fmt"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/fdbridge/fdbridge/bridge"
+)
+
+// Whatever fdbridged does last, the deliveries come to their end with the next.
+func TestFdbridgedIsKilledAtEachStep(t *testing.T) {
+	for name, prepare := range map[string]func(t *testing.T, u *updated){
+		"after an update": func(*testing.T, *updated) {},
+		"after one more that was called off": func(t *testing.T, u *updated) {
+			rollBack(t, u)
+			u.apart = u.seals["a.serviceshared"]&unix.F_SEAL_EXEC != 0 // see Holder.hold
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			eachOrder(t, func(t *testing.T, make func(w *world) []string) {
+				for steps, reached := 0, true; reached && !t.Failed(); steps++ {
+					t.Run(fmt.Sprint("after ", steps), func(t *testing.T) {
+						u := update(t, make)
+						prepare(t, u)
+						reached = u.killFdbridged(t, steps)
+					})
+				}
+			})
+		})
+	}
+}
+
+func (u *updated) killFdbridged(t *testing.T, steps int) (reached bool) {
+	f := newFate(steps)
+	u.kernel.Fail = f.finish
+	own := keeper{m: u.manager, unit: bridge.OwnUnit}
+	d := u.start(u.t.Context(), filepath.Join(t.TempDir(), "socket"), stepping{own, f.step})
+	f.mu.Lock() // the restoring is over
+	f.die = d.hangUp
+	f.mu.Unlock()
+	next := func() {
+		d.stop()
+		u.kernel.Fail = nil
+		d = u.start(u.t.Context(), d.socket, own)
+	}
+	over := func() bool {
+		select {
+		case <-f.died:
+			return true
+		default:
+			return false
+		}
+	}
+	if over() { // while it restored
+		next()
+		reached = true
+	}
+	for _, unit := range u.units {
+		injected := u.inject(d.socket, unit, keeper{m: u.manager, unit: unit})
+		result := run(t, injected)
+		if !reached {
+			select {
+			case r := <-result:
+				r.check(t, unit, len(u.want[unit]))
+				if over() {
+					next()
+					reached = true
+				}
+				continue
+			case <-f.died:
+				next()
+				reached = true
+			}
+		}
+		r := <-result
+		r.check(t, unit, len(u.want[unit]))
+	}
+	u.check(t, d)
+	return reached
+}
+
+// dying is the way to the store of an fdbridge-inject that is killed before one
+// of its steps.
+func dying(store keeper, steps int) stepping {
+	return stepping{store, func() bool {
+		if steps--; steps < 0 {
+			runtime.Goexit() // only descriptors are closed on the way
+		}
+		return true
+	}}
+}
+
+// kill starts a unit's fdbridge-inject and kills it before one of its steps; it
+// tells whether it came to that.
+func (u *updated) kill(d *daemon, unit string, steps int) (reached bool) {
+	injected := u.inject(d.socket, unit, dying(keeper{m: u.manager, unit: unit}, steps))
+	reached = true
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = injected.Run(u.t.Context())
+		reached = false
+	}()
+	<-done
+	return reached
+}
+
+func TestInjectIsKilledAtEachStep(t *testing.T) {
+	make := stores["a file that two units have"]
+	for _, restart := range []bool{false, true} {
+		for steps, reached := 0, true; reached && !t.Failed(); steps++ {
+			t.Run(fmt.Sprintf("after %d, fdbridged restarted %v", steps, restart), func(t *testing.T) {
+				u := update(t, make)
+				own := keeper{m: u.manager, unit: bridge.OwnUnit}
+				d := u.start(u.t.Context(), filepath.Join(t.TempDir(), "socket"), own)
+				const unit = "a.service"
+				reached = u.kill(d, unit, steps)
+				if restart {
+					d.stop()
+					d = u.start(u.t.Context(), d.socket, own)
+				}
+				before := u.contents(unit)
+				n, err := u.deliver(d.socket, unit) // the unit's next start
+				switch {
+				case !reached || len(before) == 0:
+					result{n, err}.check(t, unit, 3*b2i(reached))
+				case n != 0 || err == nil || !strings.Contains(err.Error(), "systemctl clean --what=fdstore a.service"):
+					t.Errorf("the delivery after one that was interrupted: %d, %v", n, err)
+				default: // nothing has changed, and an operator does what is said
+					if diff := cmp.Diff(before, u.contents(unit)); diff != "" {
+						t.Errorf("the store (-before +after):\n%s", diff)
+					}
+					u.empty(unit)
+					n, err := u.deliver(d.socket, unit)
+					result{n, err}.check(t, unit, 3)
+					d.stop() // which forgets the problem that there was
+					d = u.start(u.t.Context(), d.socket, own)
+				}
+				n, err = u.deliver(d.socket, "b.service")
+				result{n, err}.check(t, "b.service", 3)
+				u.check(t, d)
+			})
+		}
+	}
+}
+
+// A unit's start has not come to its main process: another fdbridge-inject of
+// the same start finds what the first has left.
+func TestWhatAnInterruptedDeliveryHasLeftIsReplaced(t *testing.T) {
+	for steps, reached := 0, true; reached && !t.Failed(); steps++ {
+		t.Run(fmt.Sprint("after ", steps), func(t *testing.T) {
+			u := update(t, stores["one unit"])
+			own := keeper{m: u.manager, unit: bridge.OwnUnit}
+			d := u.start(u.t.Context(), filepath.Join(t.TempDir(), "socket"), own)
+			const unit = "a.service"
+			reached = u.kill(d, unit, steps)
+			again := u.inject(d.socket, unit, keeper{m: u.manager, unit: unit})
+			again.Invocation = fmt.Sprintf("%032x", u.invocations.Load()-1)
+			n, err := again.Run(t.Context())
+			result{n, err}.check(t, unit, len(u.want[unit])*b2i(reached))
+			u.check(t, d)
+		})
+	}
+}

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/fdbridge/fdbridge/bridge"
+	"github.com/fdbridge/fdbridge/bridge/config"
+	"github.com/fdbridge/fdbridge/kho"
+	"github.com/fdbridge/fdbridge/units"
+	"github.com/fdbridge/fdbridge/units/generator"
+)
+
+// host is the machine whose next live update is checked and begun.
+type host struct {
+	bridge.Kexec
+	cmdline func() (string, error) // of the running kernel
+}
+
+func thisHost() host {
+	return host{
+		Kexec:   bridge.Kexec{Check: check, Load: kho.LoadKernel, Start: start},
+		cmdline: func() (string, error) { return kho.ReadCommandLine(os.DirFS("/")) },
+	}
+}
+
+// check checks by the same settings as fdbridged preserves by, which is where
+// problems of theirs are reported.
+func check(ctx context.Context, target *bridge.Target) (*bridge.Check, error) {
+	settings, _ := config.Load("/")
+	register, err := generator.ReadRegister(generator.Dir)
+	if err != nil {
+		return nil, err
+	}
+	reader := &units.Reader{Socket: units.PrivateSocket}
+	checker := bridge.Checker{
+		Stores:     reader,
+		Duplicator: func() (bridge.Duplicator, error) { return units.OpenDuplicator(1) },
+		State:      reader.State,
+		Excluded: func(unit string) bool {
+			facts, _ := register.Lookup(unit)
+			return facts.Left || settings.Excluded(unit)
+		},
+		Required: func(unit string) bool {
+			facts, _ := register.Lookup(unit)
+			return facts.Required || settings.Rollback
+		},
+		Root:      os.DirFS("/"),
+		KernelLog: kho.KernelLog,
+	}
+	found, err := checker.Run(ctx, target)
+	if errors.Is(err, unix.EACCES) {
+		err = fmt.Errorf("%w: only root may ask PID 1", err)
+	}
+	return found, err
+}
+
+// start becomes systemctl, which stops everything and boots the loaded kernel.
+func start() error {
+	path, err := exec.LookPath("systemctl")
+	if err != nil {
+		return err
+	}
+	return os.NewSyscallError("execve "+path, unix.Exec(path, []string{"systemctl", "kexec"}, os.Environ()))
+}
+
+// The exit statuses of check, and of kexec when that is refused.
+const (
+	statusLossy      = 1
+	statusImpossible = 2 // also when nothing can be said
+)
+
+// verdict is the end of a command that has reported what a check found.
+func verdict(outcome bridge.Outcome, err error) error {
+	switch outcome {
+	case bridge.Carried:
+		return nil
+	case bridge.Lossy:
+		return failure{statusLossy, err}
+	}
+	return failure{statusImpossible, err}
+}
+
+func checkCommand(h host, asJSON *bool) *cobra.Command {
+	var kernel string
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Say what would be lost if systemctl kexec were called now",
+		Long: "Say what would be lost if systemctl kexec were called now.\n\n" +
+			"The exit status is 0 when nothing would be, 1 when something would be or may\n" +
+			"be, and 2 when a live update cannot work at all or nothing can be said.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			found, err := checkImage(cmd.Context(), h, kernel)
+			if err == nil {
+				err = output(cmd.OutOrStdout(), *asJSON, found, func() string { return checkText(found) })
+			}
+			if err != nil {
+				return failure{statusImpossible, err}
+			}
+			return verdict(found.Outcome, nil)
+		},
+	}
+	cmd.Flags().StringVar(&kernel, "kernel", "", "judge this kernel `image`, not the one that is loaded")
+	return cmd
+}
+
+func checkImage(ctx context.Context, h host, name string) (*bridge.Check, error) {
+	if name == "" {
+		return h.Check(ctx, nil)
+	}
+	kernel, err := os.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer kernel.Close()
+	info, err := kernel.Stat()
+	if err != nil {
+		return nil, err
+	}
+	return h.Check(ctx, &bridge.Target{Name: name, Image: kernel, Size: info.Size()})
+}
+
+func kexecCommand(h host, asJSON *bool) *cobra.Command {
+	var o bridge.KexecOptions
+	var reuse bool
+	cmd := &cobra.Command{
+		Use:   "kexec",
+		Short: "Replace the kernel, unless something would be lost",
+		Long: "Check what would be lost, load the kernel, and call systemctl kexec.\n\n" +
+			"What the check finds is refused with its exit status, see fdbridgectl check\n" +
+			"--help. Without --kernel the kernel is booted that is loaded already.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := complete(cmd, h, &o, reuse); err != nil {
+				return err
+			}
+			var outcome bridge.Outcome
+			err := h.Run(cmd.Context(), o, func(found *bridge.Check) error {
+				outcome = found.Outcome
+				return output(cmd.OutOrStdout(), *asJSON, found, func() string { return checkText(found) })
+			})
+			if errors.Is(err, bridge.ErrRefused) {
+				return verdict(outcome, errors.New("nothing was done; --force does it nevertheless"))
+			}
+			return err
+		},
+	}
+	flags := cmd.Flags()
+	flags.StringVar(&o.Kernel, "kernel", "", "load this kernel `image`")
+	flags.StringVar(&o.Initrd, "initrd", "", "and this initrd `file`")
+	flags.StringVar(&o.Cmdline, "cmdline", "", "and give it this command `line`")
+	flags.BoolVar(&reuse, "reuse-cmdline", false, "and give it the running kernel's command line")
+	flags.BoolVar(&o.Force, "force", false, "do it whatever is lost")
+	return cmd
+}
+
+// complete refuses options that do not go together, and fills in the command line.
+func complete(cmd *cobra.Command, h host, o *bridge.KexecOptions, reuse bool) (err error) {
+	given := cmd.Flags().Changed("cmdline")
+	switch {
+	case o.Kernel == "" && (o.Initrd != "" || given || reuse):
+		return errors.New("--initrd, --cmdline and --reuse-cmdline need --kernel")
+	case o.Kernel != "" && given == reuse:
+		return errors.New("--kernel needs one of --cmdline and --reuse-cmdline")
+	case reuse:
+		o.Cmdline, err = h.cmdline()
+	}
+	return err
+}

@@ -33,6 +33,7 @@ type world struct {
 	*manager
 	log         bytes.Buffer
 	invocations atomic.Int64
+	starts      chan struct{} // a value for each unit that asks for its fds
 	mu          sync.Mutex
 }
 
@@ -42,7 +43,7 @@ func newWorld(t testing.TB) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, kernel: kernel, manager: newManager(t)}
+	w := &world{t: t, kernel: kernel, manager: newManager(t), starts: make(chan struct{}, 10000)}
 	t.Cleanup(func() {
 		if err := kernel.Close(); err != nil {
 			t.Error(err)

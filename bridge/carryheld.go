@@ -37,21 +37,21 @@ func (l *leftHeld) close() {
 	}
 }
 
-// file returns a file that is in a held session, or was.
+// file returns a file that is in a held session, or was. What is kept comes first,
+// as for a delivery: it may be a copy that another unit has already.
 func (l *leftHeld) file(a address) (*fd.FD, error) {
-	if s := l.sessions[a.session]; s != nil {
-		f, err := s.RetrieveFD(a.token)
-		if err == nil {
-			l.taken[keptName(a)] = f
-		}
-		if err == nil || l.kept[keptName(a)] == nil {
-			return f, err
-		}
-	}
 	if f := l.kept[keptName(a)]; f != nil {
 		return f.Dup()
 	}
-	return nil, fmt.Errorf("%v: %w", a, session.ErrNoSession)
+	s := l.sessions[a.session]
+	if s == nil {
+		return nil, fmt.Errorf("%v: %w", a, session.ErrNoSession)
+	}
+	f, err := s.RetrieveFD(a.token)
+	if err == nil {
+		l.taken[keptName(a)] = f
+	}
+	return f, err
 }
 
 // takeHeld takes what fdbridged still holds for units out of its sessions, to

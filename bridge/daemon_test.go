@@ -45,7 +45,7 @@ func (w *world) start(ctx context.Context, socket string, store bridge.Keeper) *
 	serving, cancel := context.WithCancel(w.t.Context())
 	server := bridge.NewServer()
 	server.Holder, server.PID1, server.UnitOf, server.Log = d.holder, w.manager, w.unitOf, log
-	server.Excluded, server.Started = func(string) bool { return false }, func(string) {}
+	server.Excluded, server.Started = func(string) bool { return false }, func(string) { w.starts <- struct{}{} }
 	if err := server.Begin(w.t.Context()); err != nil {
 		w.t.Fatal(err)
 	}

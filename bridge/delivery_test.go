@@ -51,6 +51,12 @@ var stores = map[string]func(w *world) (names []string){
 		w.putMemfd(names, "shared", "S", unix.O_RDWR, unix.MFD_NOEXEC_SEAL)
 		return names
 	},
+	"a file that is open twice and nobody may execute": func(w *world) []string {
+		w.add("a.service", "yes")
+		w.putMemfd([]string{"a.service"}, "shared", "S", unix.O_RDWR, unix.MFD_NOEXEC_SEAL)
+		w.lend("a.service", "shared", "a.service", "shared", 0)
+		return []string{"a.service"}
+	},
 	"more files than a session takes": func(w *world) []string {
 		w.kernel.MaxFiles = 3
 		w.add("a.service", "yes")
@@ -271,7 +277,9 @@ func TestTwoStartsAtOnceDeliverOnce(t *testing.T) {
 	var second <-chan result
 	store := stepping{keeper{m: u.manager, unit: unit}, func() bool {
 		if second == nil {
+			<-u.starts // the first
 			second = run(t, u.inject(d.socket, unit, keeper{m: u.manager, unit: unit}))
+			<-u.starts
 		}
 		return true
 	}}

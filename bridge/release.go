@@ -132,7 +132,6 @@ func (h *Holder) forget(name string) {
 		h.problem("The session %s, which is empty, stays in fdbridged's store: %v", name, err)
 	}
 	delete(h.sessions, name)
-	h.finished[name] = true
 }
 
 // discard lets go of the kept files of sessions that nobody needs any more.

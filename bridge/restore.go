@@ -34,8 +34,7 @@ const (
 func (h *Holder) Restore(ctx context.Context, passed []notify.Passed) {
 	h.mu.Lock()
 	h.sessions, h.kept = map[string]*session.Session{}, map[string]*fd.FD{}
-	h.begun, h.done, h.finished = map[string]string{}, map[string]bool{}, map[string]bool{}
-	h.missing = map[string]error{}
+	h.begun, h.done, h.missing = map[string]string{}, map[string]bool{}, map[string]error{}
 	h.tried, h.patience = make(chan struct{}), time.Now().Add(unknownPatience)
 	h.adopt(passed)
 	h.mu.Unlock()
@@ -199,7 +198,7 @@ func (h *Holder) open(ctx context.Context, again bool) error {
 func (h *Holder) fetchAll(device *session.Device, again bool) {
 	for _, u := range h.index.Units {
 		for _, name := range u.Sessions {
-			if h.sessions[name] != nil || h.finished[name] {
+			if h.sessions[name] != nil {
 				continue
 			}
 			err := h.fetch(device, name)

@@ -41,6 +41,7 @@ func preserve(ctx context.Context) error {
 	}
 	preserved, err := preserveStores(ctx, settings, socket, log)
 	if err != nil {
+		log.Err("The live update is called off: %v", err)
 		return errors.Join(err, socket.Close())
 	}
 	if err := socket.Ready(preserved.Summary()); err != nil {

@@ -94,6 +94,23 @@ func (c *client) greeted(ctx context.Context, not string) (wire.Hello, error) {
 	}
 }
 
+// ended says whether the stream has ended.
+func (c *client) ended() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err != nil
+}
+
+// bootID returns that of the agent that answers now; empty when none does.
+func (c *client) bootID() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.hello == nil {
+		return ""
+	}
+	return c.hello.BootID
+}
+
 // call sends one request to the present agent and waits for its reply.
 func (c *client) call(ctx context.Context, r wire.Request) (wire.Reply, error) {
 	c.mu.Lock()

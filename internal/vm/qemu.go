@@ -86,7 +86,7 @@ func (c Config) console() []string {
 			"-serial", "chardev:console", "-mon", "chardev=console",
 		}
 	}
-	return []string{"-chardev", "file,id=console,path=" + escape(c.consoleLog()), "-serial", "chardev:console"}
+	return []string{"-chardev", "file,id=console,append=on,path=" + escape(c.consoleLog()), "-serial", "chardev:console"}
 }
 
 func (c Config) agentSocket() string { return filepath.Join(c.Dir, "agent.sock") }

@@ -20,7 +20,7 @@ func TestCommandLine(t *testing.T) {
 		" -append 'kho=on liveupdate=on console=ttyS0 printk.time=1 root=/dev/vda rw panic=-1' -device virtio-rng-pci"
 	const (
 		snapshot = " -drive if=virtio,format=raw,snapshot=on,file=/i,,1/disk.img"
-		console  = " -chardev file,id=console,path=/run/a/console.log -serial chardev:console"
+		console  = " -chardev file,id=console,append=on,path=/run/a/console.log -serial chardev:console"
 		agent    = " -device virtio-serial-pci -chardev socket,id=agent,server=on,wait=off,path=/run/a/agent.sock" +
 			" -device virtserialport,chardev=agent,name=fdbridge.agent"
 		tcg = "qemu-system-x86_64 -accel tcg,thread=multi,tb-size=128 -cpu " + tcgCPU

@@ -11,16 +11,10 @@ package vm
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	"net"
 	"os"
-	"os/exec"
-	"path/filepath"
-	"runtime"
 	"strings"
-	"syscall"
+	"sync/atomic"
 	"time"
 
 	"github.com/fdbridge/fdbridge/internal/vm/progress"
@@ -58,14 +52,10 @@ type Config struct {
 	Log         *progress.Log // default lines on stderr
 }
 
-// Machine is a running QEMU. Kill it or Shutdown it.
+// Machine is a virtual machine that runs. Kill it or Shutdown it.
 type Machine struct {
-	cfg    Config
-	cmd    *exec.Cmd
-	port   net.Conn
-	agent  *client
-	exited chan struct{} // closed when QEMU has ended
-	status error         // how it ended; read after exited is closed
+	cfg  Config
+	qemu atomic.Pointer[process] // another one after a power cut
 }
 
 // Result is what a command in the guest did.
@@ -82,69 +72,31 @@ func Start(ctx context.Context, cfg Config) (*Machine, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start a vm: %w", err)
 	}
-	m := &Machine{cfg: cfg, exited: make(chan struct{})}
-	if err := m.launch(); err != nil {
+	m := &Machine{cfg: cfg}
+	if err := m.powerOn(ctx); err != nil {
 		return nil, fmt.Errorf("start a vm: %w", err)
 	}
-	if m.port, err = m.dial(ctx); err != nil {
-		err = m.explain(err)
-		m.Kill()
-		return nil, fmt.Errorf("start a vm: %w", err)
-	}
-	m.agent = newClient(m.port)
 	cfg.Log.Printf("%s: started with %s in %s", cfg.Name, cfg.Accel, cfg.Dir)
 	return m, nil
 }
 
-// launch starts QEMU and watches for its end.
-func (m *Machine) launch() error {
-	argv := m.cfg.command()
-	if err := os.WriteFile(filepath.Join(m.cfg.Dir, "qemu.cmd"), []byte(quote(argv)+"\n"), 0o755); err != nil {
-		return err
-	}
-	stderr, err := os.Create(m.cfg.stderrLog())
+// powerOn starts a QEMU and connects to the agent's port.
+func (m *Machine) powerOn(ctx context.Context) error {
+	p, err := launch(m.cfg)
 	if err != nil {
 		return err
 	}
-	m.cmd = exec.Command(argv[0], argv[1:]...)
-	m.cmd.Stderr = stderr
-	if m.cfg.Interactive {
-		m.cmd.Stdin, m.cmd.Stdout = os.Stdin, os.Stdout
+	m.qemu.Store(p)
+	if err := p.connect(ctx, m.cfg.agentSocket()); err != nil {
+		err = m.explain(err)
+		m.Kill()
+		return err
 	}
-	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	started := make(chan error)
-	go func() {
-		runtime.LockOSThread() // Pdeathsig means this thread, not the process
-		defer runtime.UnlockOSThread()
-		err := m.cmd.Start()
-		stderr.Close()
-		started <- err
-		if err == nil {
-			m.status = m.cmd.Wait()
-			close(m.exited)
-		}
-	}()
-	return <-started
+	return nil
 }
 
-// dial connects to the agent's port once QEMU has made its socket.
-func (m *Machine) dial(ctx context.Context) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, qemuWait)
-	defer cancel()
-	for {
-		conn, err := net.Dial("unix", m.cfg.agentSocket())
-		if err == nil {
-			return conn, nil
-		}
-		select {
-		case <-ctx.Done():
-			return nil, errors.Join(ctx.Err(), err)
-		case <-m.exited:
-			return nil, errors.New("qemu ended at once")
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
-}
+// agent is the host's end of the present QEMU's port.
+func (m *Machine) agent() *client { return m.qemu.Load().agent }
 
 // Dir is where the machine's console log and command line are.
 func (m *Machine) Dir() string { return m.cfg.Dir }
@@ -155,27 +107,11 @@ func (m *Machine) Console() string {
 	return string(data)
 }
 
-// explain adds to an error what the machine did last. When QEMU is ending,
-// which its port shows first, it waits a moment for that.
+// explain adds to an error what the machine did last.
 func (m *Machine) explain(err error) error {
-	if errors.Is(err, io.EOF) || errors.Is(err, errGone) {
-		select {
-		case <-m.exited:
-		case <-time.After(exitWait):
-		}
-	}
-	state := "qemu runs"
-	select {
-	case <-m.exited:
-		state = "qemu has ended"
-		if m.status != nil {
-			state += " (" + m.status.Error() + ")"
-		}
-	default:
-	}
 	said, _ := os.ReadFile(m.cfg.stderrLog()) // nothing to add when it cannot be read
 	return fmt.Errorf("%w; %s, logs are in %s; it said last:\n%s%s",
-		err, state, m.cfg.Dir, said, lastWords(m.Console()))
+		err, m.qemu.Load().state(), m.cfg.Dir, said, lastWords(m.Console()))
 }
 
 // lastWords returns the end of a console log, and the panic if there was one,
@@ -195,10 +131,4 @@ func lastLines(s string, n int) string {
 }
 
 // Kill ends QEMU at once, as a power cut would, and waits for it.
-func (m *Machine) Kill() {
-	_ = m.cmd.Process.Kill() // fails only when it has ended
-	<-m.exited
-	if m.port != nil {
-		m.port.Close()
-	}
-}
+func (m *Machine) Kill() { m.qemu.Load().kill() }

@@ -20,14 +20,21 @@ import (
 // GuestPrograms is where the programs of the scenarios are in the guest.
 const GuestPrograms = "/usr/lib/fdbridge-test/"
 
-// Builder builds images around one kernel.
+// Where the images that have the files of Kernels have them.
+const (
+	NextKernel  = "/boot/bzImage-" + build.NextKernelSeries
+	CloudKernel = "/boot/bzImage-cloud" // Debian's own
+)
+
+// Builder builds images of one Debian release around one kernel.
 type Builder struct {
 	Kernel  string // path of the kernel's image
+	suite   string
 	builder *build.Builder
 }
 
 // NewBuilder builds the kernel, unless it is in the cache, and says on log what
-// it does.
+// it does. The images are of Debian trixie, with systemd 257.
 func NewBuilder(ctx context.Context, log *progress.Log) (*Builder, error) {
 	builder, err := build.New(log)
 	if err != nil {
@@ -37,7 +44,24 @@ func NewBuilder(ctx context.Context, log *progress.Log) (*Builder, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Builder{Kernel: kernel, builder: builder}, nil
+	return &Builder{Kernel: kernel, suite: build.Trixie, builder: builder}, nil
+}
+
+// Sid returns a Builder of images of Debian sid, with systemd 262 or later,
+// around the same kernel.
+func (b *Builder) Sid() *Builder {
+	return &Builder{Kernel: b.Kernel, suite: build.Sid, builder: b.builder}
+}
+
+// Kernels builds the other kernels, unless they are in the cache, and returns
+// them as files for Image.
+func (b *Builder) Kernels(ctx context.Context) (files map[string]string, err error) {
+	next, err := b.builder.Kernel(ctx, build.NextKernelSeries)
+	if err != nil {
+		return nil, err
+	}
+	cloud, err := b.builder.CloudKernel(ctx)
+	return map[string]string{NextKernel: next, CloudKernel: cloud}, err
 }
 
 // Image returns the path of a disk image with the Debian package deb, none if
@@ -62,7 +86,7 @@ func (b *Builder) Image(ctx context.Context, deb string, programs, files map[str
 		}
 		all[guest] = path
 	}
-	return b.builder.Image(ctx, build.Image{Kernel: b.Kernel, Deb: deb, Files: all})
+	return b.builder.Image(ctx, build.Image{Suite: b.suite, Kernel: b.Kernel, Deb: deb, Files: all})
 }
 
 // Programs are the programs of the scenarios, from path in the guest to package.

@@ -10,10 +10,12 @@
 // expected in $UNIT.
 //
 // Each FILE is NAME,KIND[,SIZE[,POSITION[,SEALS]]], KIND one of memfd,
-// noexec (a memfd with F_SEAL_EXEC), readonly (a memfd opened so), pipe and socket; a NAME of "-" stores without a name. The files are made when the
-// service finds no fds of its own: at the start, or with -on-stop when it is
-// told to stop. Names may have a comma written as %2C and a percent sign as
-// %25.
+// noexec (a memfd with F_SEAL_EXEC), readonly (a memfd opened so), pipe and
+// socket; a NAME of "-" stores without a name. NAME,again,UNIT/OTHER[,POSITION]
+// opens a memfd anew that was stored as OTHER by this unit or another one, then
+// for reading only. The files are made when the service finds no fds of its own:
+// at the start, or with -on-stop when it is told to stop. Names may have a comma
+// written as %2C and a percent sign as %25.
 package main
 
 import (
@@ -44,6 +46,7 @@ type Found struct {
 	Seals    int    `json:"seals"`
 	Flags    int    `json:"flags"`
 	Sum      string `json:"sum,omitempty"`
+	Inode    uint64 `json:"inode"`
 }
 
 func main() {
@@ -120,7 +123,7 @@ func look(p notify.Passed) (Found, error) {
 		if err := unix.Fstat(raw, &st); err != nil {
 			return err
 		}
-		found.Size = st.Size
+		found.Size, found.Inode = st.Size, st.Ino
 		if found.Flags, err = unix.FcntlInt(uintptr(raw), unix.F_GETFL, 0); err != nil {
 			return err
 		}
@@ -184,7 +187,12 @@ func storeOne(socket *notify.Socket, field []string) error {
 	if err != nil {
 		return err
 	}
-	f, err := create(field[1], name, number(2), number(3), int(number(4)))
+	var f *fd.FD
+	if field[1] == "again" && len(field) > 2 {
+		f, err = again(socket, field[2], number(3))
+	} else {
+		f, err = create(field[1], name, number(2), number(3), int(number(4)))
+	}
 	if err != nil {
 		return err
 	}
@@ -216,7 +224,7 @@ func create(kind, name string, size, position int64, seals int) (*fd.FD, error) 
 	if !ok {
 		return nil, fmt.Errorf("no such kind: %s", kind)
 	}
-	raw, err := unix.MemfdCreate("storesvc", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|flags)
+	raw, err := unix.MemfdCreate(memfdName(os.Getenv("UNIT"), name), unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|flags)
 	if err != nil {
 		return nil, err
 	}
@@ -233,6 +241,40 @@ func create(kind, name string, size, position int64, seals int) (*fd.FD, error) 
 	}
 	_, err = unix.Seek(raw, position, unix.SEEK_SET)
 	return f, err
+}
+
+// memfdName is the name of the memfd itself, of 249 bytes at most.
+func memfdName(unit, name string) string {
+	full := unit + "/" + name
+	return full[:min(len(full), 249)]
+}
+
+// again opens a memfd that PID 1 has stored.
+func again(socket *notify.Socket, which string, position int64) (*fd.FD, error) {
+	if err := socket.Barrier(); err != nil {
+		return nil, err
+	}
+	flags := unix.O_RDONLY
+	if strings.HasPrefix(which, os.Getenv("UNIT")+"/") {
+		flags = unix.O_RDWR
+	}
+	links, err := filepath.Glob("/proc/1/fd/*")
+	if err != nil {
+		return nil, err
+	}
+	for _, link := range links {
+		if target, _ := os.Readlink(link); target != "/memfd:"+which+" (deleted)" {
+			continue
+		}
+		raw, err := unix.Open(link, flags|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil, err
+		}
+		f := fd.New(raw)
+		_, err = unix.Seek(raw, position, unix.SEEK_SET)
+		return f, err
+	}
+	return nil, fmt.Errorf("PID 1 has no memfd %s", which)
 }
 
 // fill writes the file's contents, then seals it.

@@ -47,6 +47,12 @@ Label: Debian
 Site: http://debian.example
 `
 
+// depends is how Debian's packages lead to the cloud kernel.
+var depends = map[string]string{
+	cloudPackage:                "linux-base-cloud-amd64 (= 1), linux-image-9-cloud-amd64 (= 1)",
+	"linux-image-9-cloud-amd64": "dracut | initramfs-tools, linux-binary-9-cloud-amd64 (= 1)",
+}
+
 func newBuilder(t *testing.T, h *host) *Builder {
 	t.Helper()
 	h.t, h.cache = t, t.TempDir()
@@ -82,7 +88,8 @@ func (h *host) output(cmd *exec.Cmd) (string, error) {
 	case "apt-get indextargets":
 		return indexTargets, h.record(cmd)
 	case "apt-cache --no-all-versions":
-		return fmt.Sprintf("Package: %s\nVersion: %s\n", cmd.Args[3], h.version), h.record(cmd)
+		name := cmd.Args[3]
+		return fmt.Sprintf("Package: %s\nVersion: %s\nDepends: %s\n", name, h.version, depends[name]), h.record(cmd)
 	}
 	return "", fmt.Errorf("unexpected command %q", cmd.Args)
 }
@@ -100,6 +107,8 @@ func (h *host) run(_ context.Context, log string, cmd *exec.Cmd) error {
 	case args[0] == "apt-get" && args[1] == "download":
 		name, _, _ := strings.Cut(last, "=")
 		write(h.t, filepath.Join(cmd.Dir, name+"_1_all.deb"), "")
+	case args[0] == "sh" && filepath.Base(last) == "bzImage":
+		write(h.t, last, filepath.Base(args[len(args)-2]))
 	case args[0] == "sh":
 		write(h.t, filepath.Join(last, "Makefile"), "")
 	case last == "allnoconfig":
@@ -204,7 +213,7 @@ func TestKernelBuiltBeforeServesWithoutANetwork(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.offline = true
-	if err := os.Remove(filepath.Join(b.aptDir(), "updated")); err != nil {
+	if err := os.Remove(b.aptStamp()); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := b.Kernel(t.Context(), "7.2"); err != nil || got != want {
@@ -231,6 +240,55 @@ func TestDroppedKernelSettingFailsTheBuildByName(t *testing.T) {
 	}
 }
 
+func TestCloudKernelIsTakenOutOfItsPackageOncePerVersion(t *testing.T) {
+	h := &host{version: "1", fail: "dpkg-deb"}
+	b := newBuilder(t, h)
+	if _, err := b.CloudKernel(t.Context()); err == nil {
+		t.Fatal("a failed attempt is no error")
+	}
+	var paths []string
+	for _, version := range []string{"1", "1", "2"} {
+		h.version = version
+		path, err := b.CloudKernel(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		paths = append(paths, path)
+	}
+	if n := h.count("apt-get download linux-binary-9-cloud-amd64="); n != 3 || paths[0] != paths[1] || paths[1] == paths[2] {
+		t.Errorf("fetched %d times, want 3; the kernels are at\n%s", n, strings.Join(paths, "\n"))
+	}
+	if data, err := os.ReadFile(paths[0]); string(data) != "linux-binary-9-cloud-amd64_1_all.deb" {
+		t.Errorf("the kernel comes from %q, %v", data, err)
+	}
+	h.offline = true
+	if err := os.Remove(b.aptStamp()); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := b.CloudKernel(t.Context()); err != nil || got != paths[2] {
+		t.Errorf("without a network: %s, %v; want %s", got, err, paths[2])
+	}
+}
+
+func TestBackportsComeBeforeSid(t *testing.T) {
+	b := newBuilder(t, &host{version: "1"})
+	if _, err := b.newest(t.Context(), "linux-source-7.3"); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(filepath.Join(b.aptDir(), "sources.list"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const source = "deb [signed-by=" + keyring + "] http://debian.example "
+	if diff := cmp.Diff(source+"trixie-backports main\n"+source+"sid main\n", string(got)); diff != "" {
+		t.Errorf("sources differ (-want +got):\n%s", diff)
+	}
+	conf, err := os.ReadFile(filepath.Join(b.aptDir(), "apt.conf"))
+	if err != nil || !strings.Contains(string(conf), `APT::Default-Release "trixie-backports";`) {
+		t.Errorf("apt takes the newer version of sid: %v\n%s", err, conf)
+	}
+}
+
 func TestImageIsBuiltAgainWhenAnInputChanges(t *testing.T) {
 	h := &host{}
 	b := newBuilder(t, h)
@@ -241,6 +299,8 @@ func TestImageIsBuiltAgainWhenAnInputChanges(t *testing.T) {
 	}
 	plain := Image{Kernel: kernel}
 	full := Image{Kernel: kernel, Deb: deb, Files: map[string]string{"/usr/bin/prog": prog}}
+	sid := full
+	sid.Suite = Sid
 	steps := []struct {
 		name   string
 		change func()
@@ -255,6 +315,8 @@ func TestImageIsBuiltAgainWhenAnInputChanges(t *testing.T) {
 		{"another file", func() { write(t, prog, "2") }, full, true},
 		{"another overlay", func() { write(t, b.input("overlay/etc/hostname"), "2") }, full, true},
 		{"other packages", func() { write(t, b.input("packages"), "systemd\n") }, full, true},
+		{"another kernel besides", func() { full.Files["/boot/bzImage-next"] = kernel }, full, true},
+		{"another release", func() {}, sid, true},
 		{"nothing else", func() {}, full, false},
 	}
 	for _, step := range steps {
@@ -267,8 +329,8 @@ func TestImageIsBuiltAgainWhenAnInputChanges(t *testing.T) {
 			t.Errorf("%s: built %t, want %t", step.name, fresh, step.fresh)
 		}
 	}
-	if n := h.count("mmdebstrap"); n != 2 {
-		t.Errorf("made %d root file systems, want 2", n)
+	if n := h.count("mmdebstrap"); n != 3 {
+		t.Errorf("made %d root file systems, want 3", n)
 	}
 }
 

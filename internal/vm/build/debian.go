@@ -13,9 +13,16 @@ import (
 	"time"
 )
 
+// The Debian releases that a root file system can be of.
 const (
-	// sourceSuite has the kernel sources.
-	sourceSuite = "trixie-backports"
+	Trixie = "trixie" // systemd 257
+	Sid    = "sid"    // systemd 262 or later: it moves on, and a cached root stays as it is
+)
+
+// kernelSuites have the kernels: the next one has what the first has not.
+var kernelSuites = [...]string{"trixie-backports", Sid}
+
+const (
 	// keyring signs every suite the test bed uses.
 	keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
 	// listsFresh is how long the package lists are used without asking the mirror.
@@ -25,10 +32,11 @@ const (
 )
 
 // debPackage is a package that the mirror has.
-type debPackage struct{ name, version string }
+type debPackage struct{ name, version, depends string }
 
-// sourcePackage finds the newest version of a package in sourceSuite.
-func (b *Builder) sourcePackage(ctx context.Context, name string) (debPackage, error) {
+// newest finds the newest version of a package in the first of kernelSuites that
+// has it.
+func (b *Builder) newest(ctx context.Context, name string) (debPackage, error) {
 	env, err := b.aptLists(ctx)
 	if err != nil {
 		return debPackage{}, err
@@ -37,18 +45,43 @@ func (b *Builder) sourcePackage(ctx context.Context, name string) (debPackage, e
 	cmd.Env = env
 	out, err := b.output(cmd)
 	if err != nil {
-		return debPackage{}, fmt.Errorf("package %s is not in %s: %w", name, sourceSuite, err)
+		return debPackage{}, fmt.Errorf("package %s is in none of %v: %w", name, kernelSuites, err)
 	}
 	for _, stanza := range stanzas(out) {
 		if v := stanza["Version"]; v != "" {
-			return debPackage{name: name, version: v}, nil
+			return debPackage{name: name, version: v, depends: stanza["Depends"]}, nil
 		}
 	}
-	return debPackage{}, fmt.Errorf("package %s in %s has no version", name, sourceSuite)
+	return debPackage{}, fmt.Errorf("package %s of %v has no version", name, kernelSuites)
 }
 
-// download fetches the package into dir and returns its path.
-func (b *Builder) download(ctx context.Context, p debPackage, dir string) (string, error) {
+// fromNewest returns the artefact that is made of the package that find names,
+// under the key recipe-VERSION. When the mirror does not answer, one made
+// before from an older package does too.
+func (b *Builder) fromNewest(ctx context.Context, kind, recipe string,
+	find func(context.Context) (debPackage, error),
+	build func(p debPackage, out, work string) error,
+) (string, error) {
+	p, err := find(ctx)
+	if err != nil {
+		dir, ok := b.Cache.Newest(kind, recipe+"-*")
+		if !ok {
+			return "", err
+		}
+		b.Log.Printf("%s: taking the one made before: %v", kind, err)
+		return dir, nil
+	}
+	return b.Cache.Ensure(ctx, kind, recipe+"-"+p.version, func(out, work string) error {
+		return build(p, out, work)
+	})
+}
+
+// downloadAnew empties dir, since what is there belongs to another package or to
+// an attempt cut short, fetches the package into it and returns its path.
+func (b *Builder) downloadAnew(ctx context.Context, p debPackage, dir string) (string, error) {
+	if err := errors.Join(os.RemoveAll(dir), os.Mkdir(dir, 0o755)); err != nil {
+		return "", err
+	}
 	b.Log.Printf("downloading %s %s", p.name, p.version)
 	cmd := exec.Command("apt-get", "download", p.name+"="+p.version)
 	cmd.Dir, cmd.Env = dir, b.aptEnv()
@@ -67,11 +100,11 @@ func (b *Builder) aptEnv() []string {
 	return append(os.Environ(), "APT_CONFIG="+b.aptDir()+"/apt.conf")
 }
 
-// aptLists keeps package lists of sourceSuite apart from the host's, and
+// aptLists keeps package lists of kernelSuites apart from the host's, and
 // brings them up to date when they are old. It returns the environment that
 // makes apt use them.
 func (b *Builder) aptLists(ctx context.Context) ([]string, error) {
-	stamp := filepath.Join(b.aptDir(), "updated")
+	stamp := b.aptStamp()
 	if st, err := os.Stat(stamp); err == nil && time.Since(st.ModTime()) < listsFresh {
 		return b.aptEnv(), nil
 	}
@@ -89,7 +122,7 @@ func (b *Builder) aptLists(ctx context.Context) ([]string, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, listsWait)
 	defer cancel()
-	b.Log.Printf("asking for the packages of %s", sourceSuite)
+	b.Log.Printf("asking for the packages of %v", kernelSuites)
 	cmd := exec.Command("apt-get", "update", "--error-on=any")
 	cmd.Env = b.aptEnv()
 	if err := b.run(ctx, filepath.Join(b.aptDir(), "update.log"), cmd); err != nil {
@@ -98,8 +131,14 @@ func (b *Builder) aptLists(ctx context.Context) ([]string, error) {
 	return b.aptEnv(), os.WriteFile(stamp, nil, 0o644)
 }
 
+// aptStamp is a file as old as the package lists of kernelSuites.
+func (b *Builder) aptStamp() string {
+	return filepath.Join(b.aptDir(), "updated-"+strings.Join(kernelSuites[:], "-"))
+}
+
 // writeAptConf writes a configuration that looks at nothing of the host. The
-// release file of backports can be past its date, so that is not checked.
+// release files of backports and sid can be past their date, so that is not
+// checked. Without a default release apt would prefer sid to backports.
 func (b *Builder) writeAptConf(mirror string) error {
 	dir := b.aptDir()
 	for _, d := range []string{"lists/partial", "archives/partial"} {
@@ -118,11 +157,15 @@ Acquire::Check-Valid-Until "false";
 Acquire::Languages "none";
 Acquire::http::Timeout "20";
 APT::Sandbox::User "root";
-`, dir)
-	source := fmt.Sprintf("deb [signed-by=%s] %s %s main\n", keyring, mirror, sourceSuite)
+APT::Default-Release "%[2]s";
+`, dir, kernelSuites[0])
+	var sources strings.Builder
+	for _, suite := range kernelSuites {
+		fmt.Fprintf(&sources, "deb [signed-by=%s] %s %s main\n", keyring, mirror, suite)
+	}
 	return errors.Join(
 		os.WriteFile(filepath.Join(dir, "apt.conf"), []byte(conf), 0o644),
-		os.WriteFile(filepath.Join(dir, "sources.list"), []byte(source), 0o644))
+		os.WriteFile(filepath.Join(dir, "sources.list"), []byte(sources.String()), 0o644))
 }
 
 // mirror returns the address of the Debian archive that the host itself uses.

@@ -18,9 +18,6 @@ import (
 	"github.com/fdbridge/fdbridge/internal/vm/cache"
 )
 
-// DefaultSuite is the Debian release of the image: systemd 257.
-const DefaultSuite = "trixie"
-
 const (
 	// rootRecipe and imageRecipe count the changes to how each is built.
 	rootRecipe  = "1"
@@ -31,7 +28,7 @@ const (
 	// imageSize is the size of the file system; what is not used is a hole.
 	imageSize = "2G"
 	// imagesKept bounds the images in the cache, of some 300 MB each.
-	imagesKept = 6
+	imagesKept = 8
 	// agentPath is where contrib/vm/overlay's vm-agent.service looks for it.
 	agentPath = "/usr/local/lib/vm-agent"
 )
@@ -39,7 +36,7 @@ const (
 // Image says what is on a disk image besides the packages of contrib/vm/packages
 // and the files of contrib/vm/overlay.
 type Image struct {
-	Suite  string            // Debian release; default DefaultSuite
+	Suite  string            // Debian release; default Trixie
 	Kernel string            // path of the bzImage that becomes /boot/bzImage
 	Deb    string            // path of a package to install; default none
 	Files  map[string]string // path in the guest to path on the host
@@ -49,7 +46,7 @@ type Image struct {
 // takes seconds when the suite's root file system is cached.
 func (b *Builder) Image(ctx context.Context, img Image) (string, error) {
 	if img.Suite == "" {
-		img.Suite = DefaultSuite
+		img.Suite = Trixie
 	}
 	root, err := b.Root(ctx, img.Suite)
 	if err != nil {

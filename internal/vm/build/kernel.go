@@ -4,7 +4,6 @@ package build
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -16,9 +15,11 @@ import (
 	"github.com/fdbridge/fdbridge/internal/vm/cache"
 )
 
-// KernelSeries is the kernel that the tests boot: Debian's package
-// linux-source-SERIES in backports.
-const KernelSeries = "7.2"
+// The kernels that the tests boot: Debian's packages linux-source-SERIES.
+const (
+	KernelSeries     = "7.2"
+	NextKernelSeries = "7.3"
+)
 
 // kernelWait bounds a build, or the wait for somebody else's.
 const kernelWait = 40 * time.Minute
@@ -37,17 +38,9 @@ func (b *Builder) Kernel(ctx context.Context, series string) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	find := func(ctx context.Context) (debPackage, error) { return b.newest(ctx, "linux-source-"+series) }
 	recipe := series + "-" + cache.Key(append(settings, kernelRecipe)...)
-	source, err := b.sourcePackage(ctx, "linux-source-"+series)
-	if err != nil {
-		dir, ok := b.Cache.Newest("kernel", recipe+"-*")
-		if !ok {
-			return "", fmt.Errorf("build kernel %s: %w", series, err)
-		}
-		b.Log.Printf("kernel %s: taking the one built before: %v", series, err)
-		return filepath.Join(dir, "bzImage"), nil
-	}
-	dir, err := b.Cache.Ensure(ctx, "kernel", recipe+"-"+source.version, func(out, work string) error {
+	dir, err := b.fromNewest(ctx, "kernel", recipe, find, func(source debPackage, out, work string) error {
 		k := kernelBuild{Builder: b, source: source, settings: settings, out: out, work: work}
 		return k.build(ctx)
 	})
@@ -89,11 +82,7 @@ func (k kernelBuild) build(ctx context.Context) error {
 
 // unpack leaves the source tree under its name only when it is complete.
 func (k kernelBuild) unpack(ctx context.Context, tree string) error {
-	// What is there belongs to another source.
-	if err := errors.Join(os.RemoveAll(k.work), os.Mkdir(k.work, 0o755)); err != nil {
-		return err
-	}
-	deb, err := k.download(ctx, k.source, k.work)
+	deb, err := k.downloadAnew(ctx, k.source, k.work)
 	if err != nil {
 		return err
 	}

@@ -54,7 +54,7 @@ func run(ctx context.Context, args []string) error {
 	case "kernel":
 		return show(b.Kernel(ctx, build.KernelSeries))
 	case "root":
-		return show(b.Root(ctx, build.DefaultSuite))
+		return show(b.Root(ctx, build.Trixie))
 	}
 	kernel, err := b.Kernel(ctx, build.KernelSeries)
 	if err != nil {

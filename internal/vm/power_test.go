@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vm
+
+import (
+	"errors"
+	"io"
+	"net"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/fdbridge/fdbridge/internal/vm/progress"
+	"github.com/fdbridge/fdbridge/internal/vm/wire"
+)
+
+// guest answers what a Machine asks.
+type guest struct {
+	net.Conn
+	wire *wire.Conn
+	// fate is what "depart", the command that asks for another boot, leads to.
+	fate func(g *guest, r wire.Request)
+	// asked is what default.target answers next, in turn: 0 for having come back.
+	asked []int
+}
+
+// guestMachine returns a machine whose agent has said hello in boot b1.
+func guestMachine(t *testing.T, g *guest) *Machine {
+	t.Helper()
+	c, conn := port(t)
+	g.Conn, g.wire = conn, wire.NewConn(conn)
+	m := &Machine{cfg: Config{Name: "guest", Dir: t.TempDir(), Log: progress.New(io.Discard)}}
+	exited := make(chan struct{})
+	close(exited)
+	m.qemu.Store(&process{agent: c, exited: exited})
+	g.hello("b1")
+	if _, err := c.greeted(t.Context(), ""); err != nil {
+		t.Fatal(err)
+	}
+	go g.serve()
+	return m
+}
+
+func (g *guest) hello(bootID string) {
+	_ = g.wire.Write(wire.Message{Hello: &wire.Hello{Nonce: bootID, BootID: bootID}}) // seen as a missing hello
+}
+
+func (g *guest) reply(r wire.Request, status int) {
+	_ = g.wire.Write(wire.Message{Reply: &wire.Reply{Nonce: r.Nonce, ID: r.ID, Status: status}}) // seen as a missing reply
+}
+
+func (g *guest) serve() {
+	for {
+		m, err := g.wire.Read()
+		switch {
+		case err != nil:
+			return
+		case m.Request.Argv[0] == "depart":
+			g.fate(g, *m.Request)
+		case m.Request.Argv[0] == "systemctl":
+			g.reply(*m.Request, 0)
+		case len(g.asked) > 0:
+			g.reply(*m.Request, g.asked[0])
+			g.asked = g.asked[1:]
+		default:
+			g.hello("b2")
+		}
+	}
+}
+
+func TestLeaveFollowsTheGuest(t *testing.T) {
+	tests := map[string]struct {
+		guest guest
+		left  bool
+		err   string
+	}{
+		"into another boot": {
+			guest: guest{fate: func(g *guest, r wire.Request) { g.reply(r, 0) }, asked: []int{1}}, left: true},
+		"into another boot that cuts the command off": {
+			guest: guest{fate: func(g *guest, _ wire.Request) { g.hello("b2") }}, left: true},
+		"back to where it was": {
+			guest: guest{fate: func(g *guest, r wire.Request) { g.reply(r, 0) }, asked: []int{1, 0}}},
+		"nowhere when the command fails": {
+			guest: guest{fate: func(g *guest, r wire.Request) { g.reply(r, 3) }}, err: "status 3"},
+		"to its end": {
+			guest: guest{fate: func(g *guest, r wire.Request) { g.reply(r, 0); g.Close() }}, err: "qemu has ended"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := guestMachine(t, &test.guest)
+			left, err := m.Leave(t.Context(), "depart")
+			if left != test.left || (err != nil) != (test.err != "") || err != nil && !strings.Contains(err.Error(), test.err) {
+				t.Errorf("left %t, error %v; want %t, %q", left, err, test.left, test.err)
+			}
+		})
+	}
+}
+
+func TestAnUpdateThatIsCalledOffIsAnErrorOfKexec(t *testing.T) {
+	// kexec itself is asked as the first.
+	m := guestMachine(t, &guest{asked: []int{0, 0}})
+	if err := m.Kexec(t.Context()); err == nil || !strings.Contains(err.Error(), "same kernel") {
+		t.Errorf("error is %v", err)
+	}
+}
+
+// A QEMU whose guest has come up as soon as it is looked at.
+const upAtOnce = `exec perl -MIO::Socket::UNIX -e '
+	my ($path) = "@ARGV" =~ /id=agent,\S*path=(\S+)/;
+	unlink $path;
+	my $port = IO::Socket::UNIX->new(Local => $path, Listen => 1)->accept;
+	syswrite $port, "\n{\"hello\":{\"nonce\":\"n\",\"boot_id\":\"boot-$$\"}}\n";
+	sleep 600' -- "$@"`
+
+func TestPowerCutBootsAgainFromTheSameDisk(t *testing.T) {
+	cfg := fakeQEMU(t, upAtOnce)
+	cfg.Image = filepath.Join(cfg.Dir, "qemu.cmd") // any file that is there
+	cfg.Disk = filepath.Join(cfg.Dir, "disk")
+	m := &Machine{cfg: cfg}
+	if err := m.powerOn(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { m.Kill() }()
+	if err := m.WaitBoot(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	before, first := m.BootID(), m.qemu.Load()
+	if err := m.PowerCut(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if after := m.BootID(); before == "" || after == "" || before == after {
+		t.Errorf("boot ids are %q before and %q after", before, after)
+	}
+	if first.cmd.ProcessState == nil {
+		t.Error("the first QEMU runs on")
+	}
+}
+
+func TestPowerCutNeedsADiskThatIsKept(t *testing.T) {
+	m := guestMachine(t, &guest{})
+	if err := m.PowerCut(t.Context()); err == nil || errors.Is(err, errGone) {
+		t.Errorf("error is %v", err)
+	}
+	if m.BootID() != "b1" {
+		t.Error("the machine is gone")
+	}
+}

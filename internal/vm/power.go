@@ -63,7 +63,7 @@ func (m *Machine) Leave(ctx context.Context, argv ...string) (left bool, err err
 	ctx, cancel := context.WithTimeout(ctx, bootWait)
 	defer cancel()
 	bootID, begin := m.BootID(), time.Now()
-	entered, err := m.Run(ctx, "systemctl", "show", "-P", "ActiveEnterTimestampMonotonic", "default.target")
+	reached, err := m.Shell(ctx, targetStart)
 	if err != nil {
 		return false, err
 	}
@@ -78,7 +78,7 @@ func (m *Machine) Leave(ctx context.Context, argv ...string) (left bool, err err
 			return true, nil
 		case ctx.Err() != nil || !errors.Is(err, context.DeadlineExceeded):
 			return false, m.explain(fmt.Errorf("%q: no other boot after %s: %w", argv, since(begin), err))
-		case m.cameBack(ctx, entered.Stdout):
+		case m.cameBack(ctx, reached.Stdout):
 			m.cfg.Log.Printf("%s: %s was called off after %s", m.cfg.Name, argv, since(begin))
 			return false, nil
 		}
@@ -93,12 +93,15 @@ func (m *Machine) greetedSoon(ctx context.Context, not string) (wire.Hello, erro
 	return m.agent().greeted(ctx, not)
 }
 
+// targetStart prints what names a start of default.target, nothing if it was
+// not started yet. The time stamp of its last stop would not tell starts apart:
+// systemd forgets a target that has stopped.
+const targetStart = "systemctl show -P InvocationID default.target"
+
 // cameBack asks whether default.target is active by another start than the one
-// named. Its time stamps would not tell: systemd forgets a target that has
-// stopped. No answer is a no: PID 1 may be gone already.
+// named. No answer is a no: PID 1 may be gone already.
 func (m *Machine) cameBack(ctx context.Context, reached string) bool {
-	const script = `systemctl -q is-active default.target &&
-		test -n "$1" -a "$1" != "$(systemctl show -P InvocationID default.target)"`
+	const script = `systemctl -q is-active default.target && test -n "$1" && test "$1" != "$(` + targetStart + `)"`
 	reply, err := m.agent().call(ctx, wire.Request{
 		Argv: []string{"sh", "-c", script, "sh", strings.TrimSpace(reached)}, Timeout: commandWait,
 	})

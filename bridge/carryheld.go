@@ -111,11 +111,16 @@ func (p *Preserver) takeOver(store *units.Store, duplicator Duplicator) (*leftHe
 }
 
 // index reads the index of the last live update; nil without one.
-func (l *leftHeld) index() (index *kho.Index, err error) {
+func (l *leftHeld) index() (*kho.Index, error) {
 	s := l.sessions[kho.IndexSession]
 	if s == nil {
 		return nil, nil
 	}
+	return readIndex(s)
+}
+
+// readIndex reads the index in its session.
+func readIndex(s *session.Session) (index *kho.Index, err error) {
 	f, err := s.RetrieveFD(kho.ManifestToken)
 	if err != nil {
 		return nil, err
@@ -191,9 +196,7 @@ func (l *leftHeld) item(e kho.Entry, in string) item {
 		it.lost = fmt.Errorf("this version cannot carry on an entry of kind %q", e.Kind)
 		return it
 	}
-	if e.Session != "" {
-		in = e.Session
-	}
+	in = e.SessionOf(in)
 	it.entry.Session, it.entry.Token, it.entry.Open = "", 0, 0
 	if it.file, it.lost = l.file(address{in, e.Token}); it.lost == nil {
 		st, err := it.file.Stat()

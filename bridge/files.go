@@ -35,11 +35,7 @@ func (h *Holder) read(p *holding) (files contents, err error) {
 		if e.Token == 0 {
 			continue
 		}
-		at := address{e.Session, e.Token}
-		if e.Session == "" {
-			at.session = p.Sessions[0]
-		}
-		files[at] = e
+		files[address{e.SessionOf(p.Sessions[0]), e.Token}] = e
 	}
 	return files, nil
 }

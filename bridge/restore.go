@@ -234,12 +234,8 @@ func (h *Holder) assign() error {
 	if h.index != nil || h.sessions[kho.IndexSession] == nil {
 		return nil
 	}
-	f, err := h.sessions[kho.IndexSession].RetrieveFD(kho.ManifestToken)
+	index, err := readIndex(h.sessions[kho.IndexSession])
 	if err != nil {
-		return err
-	}
-	index, err := kho.ReadIndex(f)
-	if err = errors.Join(err, f.Close()); err != nil {
 		return err
 	}
 	h.index = index

@@ -64,6 +64,10 @@ type Entry struct {
 	Unknown  []Member
 }
 
+// SessionOf returns the session that the entry's file is in, when its manifest is
+// in the one named.
+func (e *Entry) SessionOf(manifest string) string { return cmp.Or(e.Session, manifest) }
+
 // Known reports whether this version knows the entry's kind. The other members of
 // an entry of unknown kind mean what they say as far as they are known.
 func (e *Entry) Known() bool { return e.Kind == KindLUO || e.Kind == KindLost }

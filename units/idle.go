@@ -2,10 +2,7 @@
 
 package units
 
-import (
-	"context"
-	"strings"
-)
+import "context"
 
 // Idle returns those among units that are stopped and have nothing in their
 // stores, which is then so until they are started. A unit that is not loaded is
@@ -19,13 +16,11 @@ func (r *Reader) Idle(ctx context.Context, units []string) (map[string]bool, err
 	if len(units) == 0 {
 		return idle, nil
 	}
-	patterns := make([]string, len(units))
-	for i, unit := range units { // fnmatch(3) takes a backslash for its own
+	for _, unit := range units {
 		idle[unit] = true
-		patterns[i] = strings.ReplaceAll(unit, `\`, `\\`)
 	}
 	err := r.connected(ctx, func(ctx context.Context, a asker) error {
-		services, err := a.services(ctx, patterns)
+		services, err := a.services(ctx, patternsOf(units))
 		for _, service := range services {
 			if !service.dead() {
 				delete(idle, service.name)

@@ -132,10 +132,7 @@ func (r *Reader) dumps(ctx context.Context, units []string, each func(s *Store))
 func (r *Reader) OptedIn(ctx context.Context, units []string) ([]Store, error) {
 	patterns := []string{"*.service"}
 	if units != nil {
-		patterns = nil
-		for _, unit := range units { // fnmatch(3) takes a backslash for its own
-			patterns = append(patterns, strings.ReplaceAll(unit, `\`, `\\`))
-		}
+		patterns = patternsOf(units)
 	}
 	var stores []Store
 	err := r.connected(ctx, func(ctx context.Context, a asker) error {
@@ -171,6 +168,16 @@ func (s *loaded) stopped() bool { return s.active == "inactive" || s.active == "
 // it kept for it, its store too: otherwise its state is dead-resources-pinned
 // (service_determine_dead_state in src/core/service.c, systemd 254).
 func (s *loaded) dead() bool { return s.active == "inactive" && s.sub == "dead" }
+
+// patternsOf returns patterns that match nothing but units; fnmatch(3) takes a
+// backslash for its own.
+func patternsOf(units []string) []string {
+	patterns := make([]string, len(units))
+	for i, unit := range units {
+		patterns[i] = strings.ReplaceAll(unit, `\`, `\\`)
+	}
+	return patterns
+}
 
 // services lists the loaded services whose names match one of patterns.
 func (a asker) services(ctx context.Context, patterns []string) ([]loaded, error) {

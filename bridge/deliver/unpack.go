@@ -95,10 +95,7 @@ func (u *unpacking) manifest(ctx context.Context) (m *kho.Manifest, err error) {
 
 // placeOf returns where an entry's file is.
 func (u *unpacking) placeOf(e *kho.Entry) place {
-	if e.Session == "" {
-		return place{u.grant.Session, e.Token}
-	}
-	return place{e.Session, e.Token}
+	return place{e.SessionOf(u.grant.Session), e.Token}
 }
 
 // expect notes that there is an entry, so that a file that several are of is

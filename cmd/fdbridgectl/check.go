@@ -40,21 +40,16 @@ func check(ctx context.Context, target *bridge.Target) (*bridge.Check, error) {
 	if err != nil {
 		return nil, err
 	}
+	rules := config.Rules{Config: settings, Register: register}
 	reader := &units.Reader{Socket: units.PrivateSocket}
 	checker := bridge.Checker{
 		Stores:     reader,
 		Duplicator: func() (bridge.Duplicator, error) { return units.OpenDuplicator(1) },
 		State:      reader.State,
-		Excluded: func(unit string) bool {
-			facts, _ := register.Lookup(unit)
-			return facts.Left || settings.Excluded(unit)
-		},
-		Required: func(unit string) bool {
-			facts, _ := register.Lookup(unit)
-			return facts.Required || settings.Rollback
-		},
-		Root:      os.DirFS("/"),
-		KernelLog: kho.KernelLog,
+		Excluded:   rules.Excluded,
+		Required:   rules.Required,
+		Root:       os.DirFS("/"),
+		KernelLog:  kho.KernelLog,
 	}
 	found, err := checker.Run(ctx, target)
 	if errors.Is(err, unix.EACCES) {

@@ -64,14 +64,14 @@ func preserveStores(ctx context.Context, settings *config.Config, socket *notify
 	if err != nil {
 		log.Warning("PID 1 is asked instead, which takes longer: %v", err)
 	}
-	rules := rules{settings, register}
+	rules := config.Rules{Config: settings, Register: register}
 	preserver := bridge.Preserver{
-		Stores:     &units.Reader{Socket: units.PrivateSocket, Known: rules.known},
+		Stores:     &units.Reader{Socket: units.PrivateSocket, Known: known(register)},
 		Duplicator: func() (bridge.Duplicator, error) { return units.OpenDuplicator(1) },
 		Kernel:     session.System{},
 		Device:     session.Path,
-		Excluded:   rules.excluded,
-		Required:   rules.required,
+		Excluded:   rules.Excluded,
+		Required:   rules.Required,
 		Rescue:     socket,
 		Log:        log,
 	}
@@ -79,45 +79,20 @@ func preserveStores(ctx context.Context, settings *config.Config, socket *notify
 		return nil, err
 	}
 	preserved, err := preserver.Run(ctx)
-	if err != nil && !rules.anyRequired() {
+	if err != nil && !rules.AnyRequired() {
 		log.Err("No fd store will be carried into the next kernel: %v", err)
 		return &bridge.Preserved{}, nil
 	}
 	return preserved, err
 }
 
-// rules are what fdbridge.conf and the units' files say of the units.
-type rules struct {
-	settings *config.Config
-	register generator.Register
-}
-
 // known fills in what the generator has found in a unit's files.
-func (r rules) known(s *units.Store) bool {
-	facts, ok := r.register.Lookup(s.Unit)
-	if ok {
-		s.FragmentPath, s.User, s.Group = facts.Fragment, facts.User, facts.Group
-	}
-	return ok
-}
-
-func (r rules) excluded(unit string) bool {
-	facts, _ := r.register.Lookup(unit)
-	return facts.Left || r.settings.Excluded(unit)
-}
-
-func (r rules) required(unit string) bool {
-	facts, _ := r.register.Lookup(unit)
-	return facts.Required || r.settings.Rollback
-}
-
-// anyRequired tells whether there is any unit whose loss would call the live
-// update off.
-func (r rules) anyRequired() bool {
-	for _, facts := range r.register {
-		if facts.Required {
-			return true
+func known(register generator.Register) func(s *units.Store) bool {
+	return func(s *units.Store) bool {
+		facts, ok := register.Lookup(s.Unit)
+		if ok {
+			s.FragmentPath, s.User, s.Group = facts.Fragment, facts.User, facts.Group
 		}
+		return ok
 	}
-	return r.settings.Rollback
 }

@@ -85,15 +85,18 @@ func (r *Reader) Variant(signature string) {
 }
 
 // Structs reads an array of structs, each of which one reads.
-func (r *Reader) Structs(one func()) {
+func (r *Reader) Structs(one func()) { r.array(8, one) }
+
+// array reads an array of elements that are aligned to n bytes.
+func (r *Reader) array(n int, one func()) {
 	size := int64(r.Uint32())
-	r.align(8)
+	r.align(n)
 	end := int64(r.at) + size
 	if end > int64(len(r.data)) {
 		r.fail("an array of %d bytes", size)
 	}
 	for r.err == nil && int64(r.at) < end {
-		r.align(8)
+		r.align(n)
 		before := r.at
 		if one(); r.at == before {
 			r.fail("an array of nothing")

@@ -5,7 +5,6 @@ package bridge
 import (
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"sync/atomic"
 	"time"
@@ -25,7 +24,8 @@ type Pinner struct {
 	OptedIn func(ctx context.Context, units []string) ([]units.Store, error)
 	// Pin pins units; one that is pinned already stays so.
 	Pin func(ctx context.Context, units []string) error
-	// Covered returns the units that the generator has taken care of.
+	// Covered returns the units that the generator has taken care of; with an
+	// error, none.
 	Covered  func() (map[string]bool, error)
 	Excluded func(unit string) bool
 	Log      *journal.Log
@@ -128,7 +128,7 @@ func (p *Pinner) look(ctx context.Context, next news, pinned map[string]bool) er
 	// After a reload that answer comes when the generator has run again.
 	covered, err := p.Covered()
 	if err != nil {
-		return err
+		p.Log.Err("All units that have opted in are pinned: %v", err)
 	}
 	var wanted []string
 	for _, store := range optedIn {
@@ -140,7 +140,7 @@ func (p *Pinner) look(ctx context.Context, next news, pinned map[string]bool) er
 		return failed
 	}
 	if err := p.Pin(ctx, wanted); err != nil {
-		return fmt.Errorf("pin %d units: %w", len(wanted), err)
+		return err
 	}
 	for _, unit := range wanted {
 		pinned[unit] = true

@@ -21,12 +21,13 @@ import (
 
 // pins is what stands in for PID 1 under a Pinner.
 type pins struct {
-	mu      sync.Mutex
-	optedIn []string // the loaded units that have opted in
-	covered map[string]bool
-	pinned  []string
-	asked   [][]string
-	err     error // what the next question is answered with
+	mu        sync.Mutex
+	optedIn   []string // the loaded units that have opted in
+	covered   map[string]bool
+	uncovered error // why it is not known what is covered
+	pinned    []string
+	asked     [][]string
+	err       error // what the next question is answered with
 }
 
 func (p *pins) OptedIn(_ context.Context, names []string) ([]units.Store, error) {
@@ -60,7 +61,7 @@ func (p *pins) run(t *testing.T, steps ...func(*bridge.Pinner)) {
 	synctest.Test(t, func(t *testing.T) {
 		pinner := bridge.NewPinner()
 		pinner.OptedIn, pinner.Pin = p.OptedIn, p.pin
-		pinner.Covered = func() (map[string]bool, error) { return p.covered, nil }
+		pinner.Covered = func() (map[string]bool, error) { return p.covered, p.uncovered }
 		pinner.Excluded = func(unit string) bool { return unit == "excluded.service" }
 		pinner.Log = journal.To(io.Discard)
 		ctx, cancel := context.WithCancel(t.Context())
@@ -86,6 +87,15 @@ func TestPinnerPinsWhatTheGeneratorDidNotCover(t *testing.T) {
 	}
 	p.run(t)
 	if diff := cmp.Diff([]string{"a@1.service", "transient.service"}, p.pinned); diff != "" {
+		t.Errorf("pinned (-want +got):\n%s", diff)
+	}
+}
+
+// Without the generator's drop-ins nothing else keeps the units.
+func TestPinnerPinsAllWhenItIsNotKnownWhatIsCovered(t *testing.T) {
+	p := &pins{optedIn: []string{"a.service", "b.service"}, uncovered: errors.New("the generator did not run")}
+	p.run(t)
+	if diff := cmp.Diff([]string{"a.service", "b.service"}, p.pinned); diff != "" {
 		t.Errorf("pinned (-want +got):\n%s", diff)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/godbus/dbus/v5"
 )
@@ -16,14 +17,15 @@ import (
 // RuntimeDir is where unit files and drop-ins of this boot are.
 const RuntimeDir = "/run/systemd/system"
 
-// PinName is the name of the target that pins a unit.
-func PinName(unit string) string {
-	sum := sha256.Sum256([]byte(unit))
+// pinName is the name of the target that pins units.
+func pinName(units []string) string {
+	sum := sha256.Sum256([]byte(strings.Join(units, "\x00")))
 	return "fdbridge-pin-" + hex.EncodeToString(sum[:8]) + ".target"
 }
 
-// Pin keeps a unit from being forgotten when it stops, and its store with it,
-// until the kernel is replaced. Pinning a pinned unit does nothing.
+// Pin keeps units from being forgotten when they stop, and their stores with
+// them, until the kernel is replaced. Pinning a pinned unit does no harm. Many
+// units take no longer than one, and at a time when they may be about to stop.
 //
 // systemd 254 to 260 unload a stopped unit that no other loaded unit refers to
 // in spite of FileDescriptorStorePreserve=yes (unit_gc_sweep in
@@ -34,20 +36,30 @@ func PinName(unit string) string {
 // the shutdown in spite of DefaultDependencies=no, because a slice can be
 // loaded without a file and has its default dependencies before it becomes
 // transient (seen with 257).
-func (m *Manager) Pin(ctx context.Context, dir, unit string) error {
+func (m *Manager) Pin(ctx context.Context, dir string, units []string) error {
 	ctx, stop := context.WithTimeout(ctx, CallTimeout)
 	defer stop()
-	name := PinName(unit)
-	text := fmt.Sprintf("# Made by fdbridged.\n[Unit]\nDescription=Keeps the fd store of %s\n"+
-		"DefaultDependencies=no\nIgnoreOnIsolate=yes\nAfter=%[1]s\n", unit)
-	err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644)
+	name := pinName(units)
+	var text strings.Builder
+	fmt.Fprintf(&text, "# Made by fdbridged.\n[Unit]\nDescription=%s\nDefaultDependencies=no\nIgnoreOnIsolate=yes\n", pinned(units))
+	for _, unit := range units {
+		fmt.Fprintf(&text, "After=%s\n", unit)
+	}
+	err := os.WriteFile(filepath.Join(dir, name), []byte(text.String()), 0o644)
 	if err == nil {
 		_, err = m.sd.StartUnitContext(ctx, name, "fail", nil)
 	}
 	if err != nil {
-		return fmt.Errorf("pin %s with %s: %w", unit, name, err)
+		return fmt.Errorf("pin %d units with %s: %w", len(units), name, err)
 	}
 	return nil
+}
+
+func pinned(units []string) string {
+	if len(units) == 1 {
+		return "Keeps the fd store of " + units[0]
+	}
+	return fmt.Sprintf("Keeps the fd stores of %d units", len(units))
 }
 
 // Refresh makes PID 1 notice new unit files and drop-ins of units that are not

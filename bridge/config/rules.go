@@ -3,10 +3,14 @@
 package config
 
 import (
+	"errors"
 	"maps"
+	"os"
+	"path/filepath"
 	"slices"
 
 	"github.com/fdbridge/fdbridge/units/generator"
+	"github.com/fdbridge/fdbridge/units/unitfile"
 )
 
 // Rules are what fdbridge.conf and the units' own files, which the generator has
@@ -16,21 +20,41 @@ type Rules struct {
 	Register generator.Register
 }
 
+// LoadRules reads both, all below root. Where the generator has not run, it reads
+// the unit files themselves, as the generator would have. Problems are as Load
+// has them; the result is never nil.
+func LoadRules(root string) (*Rules, []error) {
+	c, problems := Load(root)
+	r := &Rules{Config: c}
+	var err error
+	r.Register, err = generator.ReadRegister(filepath.Join(root, generator.Dir))
+	if err == nil {
+		return r, problems
+	}
+	problems = append(problems, err)
+	if errors.Is(err, generator.ErrNotRun) {
+		var bad []error
+		r.Register, bad = generator.MakeRegister(root, unitfile.SearchPath(os.LookupEnv("SYSTEMD_UNIT_PATH")), c.Excluded)
+		problems = append(problems, bad...)
+	}
+	return r, problems
+}
+
 // Excluded reports whether a unit is to be left alone, by either.
-func (r Rules) Excluded(unit string) bool {
+func (r *Rules) Excluded(unit string) bool {
 	facts, _ := r.Register.Lookup(unit)
 	return facts.Left || r.Config.Excluded(unit)
 }
 
 // Required reports whether the live update is to be called off when anything of
 // a unit would be lost.
-func (r Rules) Required(unit string) bool {
+func (r *Rules) Required(unit string) bool {
 	facts, _ := r.Register.Lookup(unit)
 	return facts.Required || r.Rollback
 }
 
 // AnyRequired reports whether there is any such unit.
-func (r Rules) AnyRequired() bool {
+func (r *Rules) AnyRequired() bool {
 	return r.Rollback || slices.ContainsFunc(slices.Collect(maps.Values(r.Register)),
 		func(facts generator.Facts) bool { return facts.Required })
 }

@@ -16,7 +16,6 @@ import (
 	"github.com/fdbridge/fdbridge/bridge/config"
 	"github.com/fdbridge/fdbridge/kho"
 	"github.com/fdbridge/fdbridge/units"
-	"github.com/fdbridge/fdbridge/units/generator"
 )
 
 // host is the machine whose next live update is checked and begun.
@@ -35,12 +34,7 @@ func thisHost() host {
 // check checks by the same settings as fdbridged preserves by, which is where
 // problems of theirs are reported.
 func check(ctx context.Context, target *bridge.Target) (*bridge.Check, error) {
-	settings, _ := config.Load("/")
-	register, err := generator.ReadRegister(generator.Dir)
-	if err != nil {
-		return nil, err
-	}
-	rules := config.Rules{Config: settings, Register: register}
+	rules, _ := config.LoadRules("/")
 	reader := &units.Reader{Socket: units.PrivateSocket}
 	checker := bridge.Checker{
 		Stores:     reader,

@@ -32,14 +32,14 @@ func preserve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	settings, problems := config.Load("/")
+	rules, problems := config.LoadRules("/")
 	for _, problem := range problems {
 		log.Warning("%v", problem)
 	}
-	if err := socket.ExtendTimeout(settings.PreserveTimeout + sealTimeout); err != nil {
+	if err := socket.ExtendTimeout(rules.PreserveTimeout + sealTimeout); err != nil {
 		return errors.Join(err, socket.Close())
 	}
-	preserved, err := preserveStores(ctx, settings, socket, log)
+	preserved, err := preserveStores(ctx, rules, socket, log)
 	if err != nil {
 		log.Err("The live update is called off: %v", err)
 		return errors.Join(err, socket.Close())
@@ -56,17 +56,12 @@ func preserve(ctx context.Context) error {
 
 // preserveStores preserves, and fails only when the live update is to be called
 // off.
-func preserveStores(ctx context.Context, settings *config.Config, socket *notify.Socket, log *journal.Log) (*bridge.Preserved, error) {
-	ctx, stop := context.WithTimeoutCause(ctx, settings.PreserveTimeout,
-		fmt.Errorf("it has taken longer than PreserveTimeoutSec=%v", settings.PreserveTimeout))
+func preserveStores(ctx context.Context, rules *config.Rules, socket *notify.Socket, log *journal.Log) (*bridge.Preserved, error) {
+	ctx, stop := context.WithTimeoutCause(ctx, rules.PreserveTimeout,
+		fmt.Errorf("it has taken longer than PreserveTimeoutSec=%v", rules.PreserveTimeout))
 	defer stop()
-	register, err := generator.ReadRegister(generator.Dir)
-	if err != nil {
-		log.Warning("PID 1 is asked instead, which takes longer: %v", err)
-	}
-	rules := config.Rules{Config: settings, Register: register}
 	preserver := bridge.Preserver{
-		Stores:     &units.Reader{Socket: units.PrivateSocket, Known: known(register)},
+		Stores:     &units.Reader{Socket: units.PrivateSocket, Known: known(rules.Register)},
 		Duplicator: func() (bridge.Duplicator, error) { return units.OpenDuplicator(1) },
 		Kernel:     session.System{},
 		Device:     session.Path,
@@ -75,6 +70,7 @@ func preserveStores(ctx context.Context, settings *config.Config, socket *notify
 		Rescue:     socket,
 		Log:        log,
 	}
+	var err error
 	if preserver.Origin, err = kho.ReadOrigin(os.DirFS("/"), time.Now()); err != nil {
 		return nil, err
 	}

@@ -116,16 +116,13 @@ func newPinner(settings *config.Config, reader *units.Reader, log *journal.Log) 
 	return pinner
 }
 
-// pin pins units on one connection to PID 1.
+// pin pins units on a connection to PID 1 of its own.
 func pin(ctx context.Context, names []string) error {
 	manager, err := units.Connect(ctx, units.PrivateSocket)
 	if err != nil {
 		return err
 	}
-	for _, unit := range names {
-		err = errors.Join(err, manager.Pin(ctx, units.RuntimeDir, unit))
-	}
-	return errors.Join(err, manager.Close())
+	return errors.Join(manager.Pin(ctx, units.RuntimeDir, names), manager.Close())
 }
 
 func newServer(settings *config.Config, holder *bridge.Holder, reader *units.Reader, log *journal.Log) *bridge.Server {

@@ -18,10 +18,17 @@ const Dir = "/run/systemd/generator"
 // when it last wrote to dir: these have their drop-in, and are not forgotten
 // when they stop. What PID 1 says of the order is not the same: it has the
 // units there, too, that are themselves after fdbridged.service, which is no
-// reference to them. A missing file means that there are none.
+// reference to them. It returns ErrNotRun, and no units, when the generator has
+// written nothing at all.
 func Covered(dir string) (map[string]bool, error) {
 	data, err := os.ReadFile(filepath.Join(dir, beforeName))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) {
+		_, err = os.Stat(filepath.Join(dir, registerName)) // without units it has written that alone
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, ErrNotRun
+		}
+	}
+	if err != nil {
 		return nil, fmt.Errorf("read which units the generator has covered: %w", err)
 	}
 	covered := map[string]bool{}

@@ -3,6 +3,7 @@
 package generator
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,8 +14,14 @@ import (
 
 func TestCoveredReadsWhatWasWritten(t *testing.T) {
 	dir := t.TempDir()
+	if covered, err := Covered(dir); len(covered) != 0 || !errors.Is(err, ErrNotRun) {
+		t.Errorf("Covered of nothing: %v, %v, want ErrNotRun", covered, err)
+	}
+	if err := (Register{}).file().write(dir); err != nil {
+		t.Fatal(err)
+	}
 	if covered, err := Covered(dir); len(covered) != 0 || err != nil {
-		t.Errorf("Covered of nothing: %v, %v", covered, err)
+		t.Errorf("Covered of what was written for no units: %v, %v", covered, err)
 	}
 	var units []string
 	want := map[string]bool{}

@@ -57,6 +57,11 @@ type plan struct {
 // 262 on. A template has a drop-in for all its instances, known or not; an
 // instance has its own only where it differs from its template.
 func Plan(set *unitfile.Set, exclude func(unit string) bool) ([]File, []error) {
+	p := newPlan(set, exclude)
+	return append(p.files, p.register.file()), p.problems
+}
+
+func newPlan(set *unitfile.Set, exclude func(unit string) bool) *plan {
 	p := &plan{set: set, exclude: exclude, dropIns: map[string][]byte{}, register: Register{}, noted: map[string]bool{}}
 	names := set.Services()
 	slices.SortStableFunc(names, func(a, b string) int { // instances are compared with their templates
@@ -72,10 +77,7 @@ func Plan(set *unitfile.Set, exclude func(unit string) bool) ([]File, []error) {
 		slices.Sort(first)
 		p.files = append(p.files, File{Path: beforeName, Data: before(first)})
 	}
-	if len(p.register) > 0 {
-		p.files = append(p.files, p.register.file())
-	}
-	return p.files, p.problems
+	return p
 }
 
 func order(name string) int {

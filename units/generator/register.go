@@ -35,12 +35,19 @@ type Facts struct {
 // their real names.
 type Register map[string]Facts
 
-// ReadRegister reads what the generator has last written to dir. A missing file
-// means that there are no units.
+// ErrNotRun says that the generator has not run to its end when PID 1 has last
+// loaded its units. PID 1 goes on with what is in the unit files when it cannot
+// run the generators, as when a thousand stored fds that it closes, each in a
+// process, have taken all processes it may have (seen with systemd 257).
+var ErrNotRun = errors.New("the service manager did not run fdbridge's generator when it loaded the units last; " +
+	"its log says why, and \"systemctl daemon-reload\" tries again")
+
+// ReadRegister reads what the generator has last written to dir. It returns
+// ErrNotRun when there is nothing.
 func ReadRegister(dir string) (Register, error) {
 	data, err := os.ReadFile(filepath.Join(dir, registerName))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
+		return nil, ErrNotRun
 	}
 	r := Register{}
 	if err == nil {
@@ -50,6 +57,14 @@ func ReadRegister(dir string) (Register, error) {
 		return nil, fmt.Errorf("read what the generator knows of the units: %w", err)
 	}
 	return r, nil
+}
+
+// MakeRegister makes the Register that the generator would write, from the unit
+// files below root. Problems are as Run has them.
+func MakeRegister(root string, path []string, exclude func(unit string) bool) (r Register, problems []error) {
+	set, unread := unitfile.Load(root, path)
+	p := newPlan(set, exclude)
+	return p.register, append(unread, p.problems...)
 }
 
 // Lookup returns the facts of a unit, which are those of its template when it

@@ -3,6 +3,7 @@
 package generator_test
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -39,13 +40,17 @@ func TestRegisterSaysWhatTheUnitsAre(t *testing.T) {
 	if got, ok := r.Lookup("out.service"); ok {
 		t.Errorf("a unit that has not opted in: %v", got)
 	}
+	made, problems := generator.MakeRegister(o.Root, o.Path, excluded)
+	if diff := cmp.Diff(r, made); diff != "" || len(problems) > 0 {
+		t.Errorf("made from the unit files: %v (-want +got):\n%s", problems, diff)
+	}
 }
 
-func TestRegisterThatIsNotThereHasNoUnits(t *testing.T) {
+func TestRegisterThatIsNotThereSaysSo(t *testing.T) {
 	dir := t.TempDir()
 	r, err := generator.ReadRegister(dir)
-	if _, ok := r.Lookup("x.service"); ok || err != nil {
-		t.Errorf("%v, %v", ok, err)
+	if _, ok := r.Lookup("x.service"); ok || !errors.Is(err, generator.ErrNotRun) {
+		t.Errorf("%v, %v, want ErrNotRun", ok, err)
 	}
 	if err := os.MkdirAll(filepath.Join(dir, "fdbridged.service.d"), 0o755); err != nil {
 		t.Fatal(err)

@@ -428,6 +428,88 @@ func TestAStoreThatNeverStandsStillIsLostByName(t *testing.T) {
 	}
 }
 
+func TestAStoreThatCannotBeReadAgainIsLostByName(t *testing.T) {
+	w := newWorld(t)
+	w.add("a.service", "yes")
+	w.put("a.service", "x", "X")
+	w.put("a.service", "y", "Y")
+	w.changed = func() {
+		_ = keeper{m: w.manager, unit: "a.service"}.Remove("y")
+		w.err = units.ErrManager
+	}
+	unit := w.preserve().Index.Units[0]
+	if len(unit.Lost) != 2 {
+		t.Fatalf("index: %+v", unit)
+	}
+	for _, l := range unit.Lost {
+		if !strings.Contains(l.Reason, "cannot be listed again") {
+			t.Errorf("%q is lost: %s", l.Name, l.Reason)
+		}
+	}
+}
+
+// When the time is over, or PID 1 answers no more, what is preserved is carried
+// and the rest is named.
+func TestWhatWasPreservedInTimeIsCarried(t *testing.T) {
+	w := newWorld(t)
+	all := 0
+	for i := range 50 {
+		unit := fmt.Sprintf("u%d.service", i)
+		w.add(unit, "yes")
+		w.put(unit, "x", "X")
+		all++
+	}
+	ctx, stop := context.WithCancelCause(t.Context())
+	w.changed = func() { stop(errors.New("it takes too long")) }
+	preserver := w.preserver()
+	preserver.Partly = true
+	preserved, err := preserver.Run(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer preserved.Close()
+	carried, lost := 0, 0
+	for _, u := range preserved.Index.Units {
+		carried, lost = carried+u.Entries, lost+len(u.Lost)
+		if len(u.Lost) > 0 && u.Lost[0].Reason != "it takes too long" {
+			t.Errorf("%s: %+v", u.Unit, u.Lost)
+		}
+	}
+	if carried == 0 || lost == 0 || carried+lost != all {
+		t.Errorf("%d carried, %d lost", carried, lost)
+	}
+}
+
+// silent is a PID 1 that does not tell of all stores.
+type silent struct{ *manager }
+
+func (s silent) EachStore(ctx context.Context, each func(*units.Store)) error {
+	return errors.Join(s.manager.EachStore(ctx, each), fmt.Errorf("read the others: %w", units.ErrManager))
+}
+
+func TestStoresThatPID1DoesNotTellOfAreLostOrCallTheUpdateOff(t *testing.T) {
+	w := newWorld(t)
+	w.add("a.service", "yes")
+	w.put("a.service", "x", "X")
+	preserver := w.preserver()
+	preserver.Stores = silent{w.manager}
+	if _, err := preserver.Run(t.Context()); !errors.Is(err, units.ErrManager) {
+		t.Errorf("%v, want ErrManager", err)
+	}
+	preserver.Partly = true
+	preserved, err := preserver.Run(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer preserved.Close()
+	if list := preserved.Index.Units; len(list) != 1 || list[0].Entries != 1 {
+		t.Errorf("index: %+v", list)
+	}
+	if !strings.Contains(w.logged(), "read the others") {
+		t.Errorf("the log does not say what is missing: %s", w.logged())
+	}
+}
+
 // What is in a session under the manifest's token when it is not the manifest.
 func TestASessionWithABadManifestStaysHeld(t *testing.T) {
 	good := func(unit string) []byte {

@@ -48,12 +48,11 @@ type item struct {
 // with all others of their kind, as eventfds do.
 type inode struct{ dev, ino uint64 }
 
-// lose marks the items that are not lost yet.
+// lose makes all items lost, of a parcel that is not packed.
 func (p *parcel) lose(err error) {
+	p.close()
 	for i := range p.items {
-		if p.items[i].lost == nil {
-			p.items[i].lost = err
-		}
+		p.items[i].lost = err
 	}
 }
 
@@ -61,6 +60,7 @@ func (p *parcel) lose(err error) {
 func (p *parcel) close() {
 	for i := range p.items {
 		_ = p.items[i].file.Close() // of memfds, which have nothing to flush
+		p.items[i].file = nil
 	}
 }
 
@@ -106,7 +106,7 @@ func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) 
 	workers.Wait()
 	d, failed := duplicator()
 	found.duplicator = d
-	if errors.Is(err, units.ErrManager) || failed != nil {
+	if errors.Is(err, units.ErrManager) && !p.Partly || failed != nil {
 		if failed == nil {
 			_ = d.Close() // it was only read from
 		}
@@ -119,8 +119,8 @@ func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) 
 			}
 		}
 	}
-	if err != nil { // of single stores: the others go on
-		p.Log.Err("Not every fd store can be read, what is in these will be lost: %v", err)
+	if err != nil { // the others go on
+		p.Log.Err("Not every fd store can be read, what is in the others will be lost: %v", err)
 	}
 	return found, nil
 }
@@ -144,9 +144,13 @@ func items(entries []units.Entry) []item {
 	return list
 }
 
-// capture duplicates the files of a store. A store that has changed since it
+// capture duplicates the files of a store, unless ctx has ended. A store that has changed since it
 // was listed is listed again, and PID 1's fds with it.
 func (p *Preserver) capture(ctx context.Context, parcel *parcel, entries []units.Entry, duplicator func() (Duplicator, error)) {
+	if ctx.Err() != nil {
+		parcel.lose(context.Cause(ctx))
+		return
+	}
 	d, err := duplicator()
 	if err != nil {
 		parcel.lose(err)

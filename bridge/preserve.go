@@ -49,6 +49,8 @@ type Preserver struct {
 	// Required tells whether the live update is to be called off when anything
 	// of a unit cannot be carried.
 	Required func(unit string) bool
+	// Partly says that the rest is carried when PID 1 does not tell of all stores.
+	Partly bool
 	// Rescue is the fd store of this process's own unit, for what has to be
 	// taken out of held sessions.
 	Rescue Keeper

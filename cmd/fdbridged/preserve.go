@@ -67,6 +67,7 @@ func preserveStores(ctx context.Context, rules *config.Rules, socket *notify.Soc
 		Device:     session.Path,
 		Excluded:   rules.Excluded,
 		Required:   rules.Required,
+		Partly:     !rules.AnyRequired(),
 		Rescue:     socket,
 		Log:        log,
 	}
@@ -75,7 +76,7 @@ func preserveStores(ctx context.Context, rules *config.Rules, socket *notify.Soc
 		return nil, err
 	}
 	preserved, err := preserver.Run(ctx)
-	if err != nil && !rules.AnyRequired() {
+	if err != nil && preserver.Partly {
 		log.Err("No fd store will be carried into the next kernel: %v", err)
 		return &bridge.Preserved{}, nil
 	}

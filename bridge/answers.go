@@ -97,7 +97,15 @@ func (s *Server) status(conn *wire.Conn) error {
 	if err := conn.Send(wire.Answer{Status: &status}, nil); err != nil {
 		return err
 	}
-	for _, problem := range s.Holder.Problems() {
+	problems := s.Holder.Problems()
+	lost, err := lostUpdate(s.LostFile)
+	if err != nil {
+		lost = "What was lost with a live update that did not arrive cannot be said: " + err.Error()
+	}
+	if lost != "" {
+		problems = append(problems, lost)
+	}
+	for _, problem := range problems {
 		if err := conn.Send(wire.Answer{Problem: problem}, nil); err != nil {
 			return err
 		}

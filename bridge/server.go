@@ -45,6 +45,8 @@ type Server struct {
 	Excluded func(unit string) bool
 	// Started is told of each unit that asks for its fds.
 	Started func(unit string)
+	// LostFile is LostFile but in tests.
+	LostFile string
 	// Machine is what is known of the machine; the Server adds what it holds.
 	Machine wire.Status
 	Log     *journal.Log

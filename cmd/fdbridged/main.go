@@ -40,10 +40,18 @@ func main() {
 		Short: "Put the fd stores into sessions, and stay until the kernel is replaced",
 		Args:  cobra.NoArgs,
 		RunE:  func(*cobra.Command, []string) error { return preserve(ctx) },
+	}, &cobra.Command{
+		Use:   "arrival",
+		Short: "Report what was lost with a live update that did not arrive",
+		Args:  cobra.NoArgs,
+		RunE:  func(*cobra.Command, []string) error { return arrival() },
 	})
 	if err := root.Execute(); err != nil {
-		journal.Native("fdbridged").Err("%v", err)
-		fmt.Fprintln(os.Stderr, "fdbridged:", err) // for who runs it by hand
+		if os.Getenv("INVOCATION_ID") != "" { // as a service, whose standard error may be the journal, too
+			journal.Native("fdbridged").Err("%v", err)
+		} else {
+			fmt.Fprintln(os.Stderr, "fdbridged:", err)
+		}
 		os.Exit(1)
 	}
 }

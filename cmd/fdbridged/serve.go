@@ -135,6 +135,7 @@ func newServer(settings *config.Config, holder *bridge.Holder, reader *units.Rea
 	server.PID1 = reader
 	server.UnitOf = units.UnitOf
 	server.Excluded = settings.Excluded
+	server.LostFile = bridge.LostFile
 	server.Machine = machine
 	server.Log = log
 	return server

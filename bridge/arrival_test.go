@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bridge_test
+
+import (
+	"bytes"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/fdbridge/fdbridge/bridge"
+	"github.com/fdbridge/fdbridge/bridge/journal"
+	"github.com/fdbridge/fdbridge/bridge/wire"
+	"github.com/fdbridge/fdbridge/kho"
+)
+
+func TestALiveUpdateThatDidNotArriveIsReportedOnce(t *testing.T) {
+	const here, before = "00000000-0000-4000-8000-000000000002", "00000000-0000-4000-8000-000000000001"
+	at := time.Date(2026, 11, 21, 3, 0, 0, 123456789, time.UTC)
+	index := func(bootID string) []byte {
+		x := &kho.Index{
+			Origin: kho.Origin{BootID: bootID, Kernel: "7.2.12", Time: at},
+			Units: []kho.IndexUnit{
+				{Unit: "a.service", Sessions: []string{"fdbridge.a.service"}, Entries: 3},
+				{Unit: "b.service", Lost: []kho.LostEntry{{Name: "p", Type: "pipe", Reason: "no"}}},
+			},
+		}
+		data, err := x.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return data
+	}
+	unknown := errors.New("fdbridged does not answer")
+	for name, test := range map[string]struct {
+		record   []byte
+		handover *wire.Handover
+		err      error
+		lost     bool
+		says     string
+	}{
+		"nothing was begun":              {},
+		"called off":                     {record: index(here), err: unknown},
+		"arrived":                        {record: index(before), handover: &wire.Handover{BootID: before, Time: at}},
+		"nothing arrived":                {record: index(before), lost: true, says: "a.service: 3 fds are lost"},
+		"another one arrived":            {record: index(before), handover: &wire.Handover{BootID: before, Time: at.Add(time.Second)}, lost: true, says: "3 fds of 1 units"},
+		"the power was cut in the midst": {record: index(before)[:40], says: "not known"},
+		"fdbridged cannot be asked":      {record: index(before), err: unknown},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var log bytes.Buffer
+			dir := t.TempDir()
+			a := bridge.Arrival{
+				Record: filepath.Join(dir, "record"), Lost: filepath.Join(dir, "run", "lost"), BootID: here,
+				Handover: func() (*wire.Handover, error) { return test.handover, test.err },
+				Log:      journal.To(&log),
+			}
+			if test.record != nil {
+				if err := os.WriteFile(a.Record, test.record, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			kept := name == "fdbridged cannot be asked"
+			if err := a.Review(); kept != errors.Is(err, unknown) {
+				t.Errorf("Review: %v", err)
+			}
+			if _, err := os.Stat(a.Record); kept != (err == nil) {
+				t.Errorf("the record: %v", err)
+			}
+			if _, err := os.Stat(a.Lost); test.lost != (err == nil) || err != nil && !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("what is lost: %v", err)
+			}
+			if said := log.String(); !strings.Contains(said, test.says) || test.says == "" && said != "" {
+				t.Errorf("the log says %q, want %q in it", said, test.says)
+			}
+		})
+	}
+}
+
+func TestARecordIsTheIndex(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "record")
+	x := &kho.Index{Origin: kho.Origin{BootID: "b", Kernel: "k", Time: time.Now().UTC()}}
+	for range 2 { // the second time, over the first
+		if err := bridge.Record(path, x); err != nil {
+			t.Fatal(err)
+		}
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := kho.ParseIndex(data); err != nil || !got.Origin.Time.Equal(x.Origin.Time) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if err := bridge.Record(filepath.Join(path, "no"), x); err == nil {
+		t.Error("a directory that is not there is no error")
+	}
+}

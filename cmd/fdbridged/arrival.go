@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"errors"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/fdbridge/fdbridge/bridge"
+	"github.com/fdbridge/fdbridge/bridge/journal"
+	"github.com/fdbridge/fdbridge/bridge/wire"
+	"github.com/fdbridge/fdbridge/kho"
+	"github.com/fdbridge/fdbridge/session"
+)
+
+// arrival reports what was lost with a live update that did not arrive.
+func arrival() error {
+	origin, err := kho.ReadOrigin(os.DirFS("/"), time.Now())
+	if err != nil {
+		return err
+	}
+	a := bridge.Arrival{
+		Record: bridge.RecordFile, Lost: bridge.LostFile, BootID: origin.BootID,
+		Handover: handover, Log: journal.Native("fdbridged"),
+	}
+	return a.Review()
+}
+
+// handover asks fdbridged. A kernel without live update has taken nothing over.
+func handover() (found *wire.Handover, err error) {
+	if _, err := os.Stat(session.Path); errors.Is(err, unix.ENOENT) {
+		return nil, nil
+	}
+	err = wire.Ask(wire.Path, wire.OpStatus, func(answer *wire.Answer) {
+		if answer.Status != nil {
+			found = answer.Status.Handover
+		}
+	})
+	return found, err
+}

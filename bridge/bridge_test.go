@@ -549,6 +549,34 @@ func TestASessionWithABadManifestStaysHeld(t *testing.T) {
 	}
 }
 
+// What is held cannot be carried on when it cannot be read. Where that may not
+// be lost, the update is called off before the session is touched.
+func TestHeldFdsThatMayNotBeLostCallTheUpdateOff(t *testing.T) {
+	for name, sessions := range map[string]map[string][]byte{
+		"manifest": {"fdbridge.a.service": []byte("of a later version")},
+		"index":    {kho.IndexSession: []byte("of a later version"), "fdbridge.a.service": nil},
+	} {
+		w := newWorld(t)
+		w.add("a.service", "yes")
+		forge(w, sessions)
+		w.serve()
+		preserver := w.preserver()
+		preserver.Required = func(unit string) bool { return unit == "a.service" }
+		if _, err := preserver.Run(t.Context()); !errors.Is(err, bridge.ErrRequired) || !errors.Is(err, kho.ErrFormat) && name == "index" {
+			t.Errorf("%s: %v, want ErrRequired", name, err)
+		}
+		preserver.Required, preserver.Partly = func(string) bool { return false }, true
+		preserved, err := preserver.Run(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = preserved.Close()
+		if !strings.Contains(w.logged(), "will be lost: ") {
+			t.Errorf("%s: the log does not say that it will be lost: %s", name, w.logged())
+		}
+	}
+}
+
 // forge makes sessions with given contents as their manifests, and an index
 // that lists them as those of a.service, and goes to the next kernel.
 func forge(w *world, sessions map[string][]byte) {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"sync"
 
 	"github.com/fdbridge/fdbridge/internal/fd"
@@ -54,6 +55,11 @@ func (p *parcel) lose(err error) {
 	for i := range p.items {
 		p.items[i].lost = err
 	}
+}
+
+// loses tells whether anything of a parcel, if there is one, is lost already.
+func (p *parcel) loses() bool {
+	return p != nil && slices.ContainsFunc(p.items, func(it item) bool { return it.lost != nil })
 }
 
 // close closes the items' files, of a parcel that is not packed.

@@ -55,27 +55,49 @@ func (l *leftHeld) file(a address) (*fd.FD, error) {
 }
 
 // takeHeld takes what fdbridged still holds for units out of its sessions, to
-// be carried on. What cannot be is logged and left out.
-func (p *Preserver) takeHeld(store *units.Store, duplicator Duplicator) (parcels []*parcel) {
+// be carried on. What cannot be is logged and left out; ErrRequired says that
+// something of it may not be lost, and that all is where it was.
+func (p *Preserver) takeHeld(store *units.Store, duplicator Duplicator) (parcels []*parcel, err error) {
 	left, err := p.takeOver(store, duplicator)
 	defer left.close()
 	if err != nil {
-		p.Log.Err("Not all that is held for units can be taken over, what cannot will be lost: %v", err)
+		err = fmt.Errorf("not all that is held for units can be taken over: %w", err)
 	}
-	index, err := left.index()
+	index, failed := left.index()
+	if failed != nil {
+		err = errors.Join(err, fmt.Errorf("it is not known what is held for which unit: %w", failed))
+	}
+	if err != nil && !p.Partly {
+		return nil, fmt.Errorf("%w: %w", ErrRequired, err)
+	}
 	if err != nil {
 		p.Log.Err("What is held for units will be lost: %v", err)
 	}
 	if index == nil {
-		return nil
+		return nil, nil
 	}
+	var lost []error // what may not be
 	for i := range index.Units {
-		if made := p.held(left, &index.Units[i]); made != nil {
+		u := &index.Units[i]
+		made, err := p.held(left, u)
+		if err != nil {
+			p.Log.Err("%s: What is held for it in session %s will be lost: %v", u.Unit, u.Sessions[0], err)
+		}
+		if made != nil {
 			parcels = append(parcels, made)
 		}
+		if p.Required(u.Unit) && (err != nil || made.loses()) {
+			lost = append(lost, fmt.Errorf("%s: what is held for it", u.Unit))
+		}
+	}
+	if len(lost) > 0 {
+		for _, parcel := range parcels {
+			parcel.close()
+		}
+		return nil, fmt.Errorf("%w: %w", ErrRequired, errors.Join(lost...))
 	}
 	p.finishHeld(left)
-	return parcels
+	return parcels, nil
 }
 
 // takeOver duplicates all that is in fdbridged's store.
@@ -130,21 +152,20 @@ func readIndex(s *session.Session) (index *kho.Index, err error) {
 }
 
 // held makes a parcel of what is held for a unit; nil when it is not any more.
-func (p *Preserver) held(left *leftHeld, unit *kho.IndexUnit) *parcel {
+func (p *Preserver) held(left *leftHeld, unit *kho.IndexUnit) (*parcel, error) {
 	if len(unit.Sessions) == 0 {
-		return nil
+		return nil, nil
 	}
 	at := address{unit.Sessions[0], unit.Token}
 	if left.done[doneName(at)] || left.sessions[at.session] == nil && left.kept[keptName(at)] == nil {
-		return nil
+		return nil, nil
 	}
 	manifest, err := left.manifest(at, unit.Unit)
 	if errors.Is(err, session.ErrNoToken) {
-		return nil // finished and not yet removed
+		return nil, nil // finished and not yet removed
 	}
 	if err != nil {
-		p.Log.Err("%s: What is held for it in session %s will be lost: %v", unit.Unit, at.session, err)
-		return nil
+		return nil, err
 	}
 	made := &parcel{unit: manifest.Unit, identity: manifest.Identity, origin: manifest.Origin}
 	for _, e := range manifest.Entries {
@@ -152,7 +173,7 @@ func (p *Preserver) held(left *leftHeld, unit *kho.IndexUnit) *parcel {
 			made.items = append(made.items, left.item(e, at.session))
 		}
 	}
-	return made
+	return made, nil
 }
 
 // manifest reads a manifest and keeps its file until close.

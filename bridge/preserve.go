@@ -147,7 +147,9 @@ func (p *Preserver) fill(ctx context.Context, done *Preserved) (index *session.S
 	defer func() { _ = found.duplicator.Close() }() // it was only read from
 	var held []*parcel
 	if found.own != nil {
-		held = p.takeHeld(found.own, found.duplicator)
+		if held, err = p.takeHeld(found.own, found.duplicator); err != nil {
+			return nil, err
+		}
 		packer.again()
 	}
 	if done.Index.Units, err = packer.finish(found.parcels); err != nil {

@@ -33,7 +33,7 @@ test: deps vet test-unit test-fuzz test-vm ## Run all tests
 vet:
 	@test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo "run gofmt -w on these" >&2; exit 1; }
 	go vet ./...
-	go vet -tags vm ./test
+	go vet -tags vm,soak ./test
 
 .PHONY: test-unit
 test-unit: deps ## Run the unit tests, with the race detector
@@ -51,6 +51,10 @@ test-fuzz: ## Run each fuzzer for FUZZTIME
 .PHONY: test-vm
 test-vm: deps deb ## Run the scenarios in the VM; RUN= chooses some
 	go test -tags vm -count 1 -v -timeout 40m -parallel 2 -run '$(RUN)' ./test -deb "$(CURDIR)/$(DEB)"
+
+.PHONY: soak
+soak: deps deb ## Go through 20 live updates with random units and faults; SOAK="-seed N -updates N"
+	go test -tags vm,soak -count 1 -v -timeout 4h -run '^(TestSoak|TestAThousandUnits)$$' ./test -deb "$(CURDIR)/$(DEB)" $(SOAK)
 
 .PHONY: bench
 bench: deps deb ## Measure in the VM what fdbridge takes of an update

@@ -75,7 +75,13 @@ func boot(t *testing.T, image string, args ...string) *bed {
 func bootConfig(t *testing.T, config vm.Config) *bed {
 	t.Helper()
 	t.Parallel()
-	ctx, stop := context.WithTimeout(t.Context(), 10*time.Minute)
+	return bootFor(t, 10*time.Minute, config)
+}
+
+// bootFor is boot for a scenario that may take that long as a whole.
+func bootFor(t *testing.T, bound time.Duration, config vm.Config) *bed {
+	t.Helper()
+	ctx, stop := context.WithTimeout(t.Context(), bound)
 	t.Cleanup(stop)
 	config.Kernel = images.kernel
 	b := &bed{T: t, m: vm.Test(t, config), ctx: ctx}

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build vm
+
+package test
+
+import (
+	"strings"
+	"testing"
+)
+
+// With too little memory to preserve there is no update; with a full disk and a
+// full /run there is.
+func TestAMachineThatIsFull(t *testing.T) {
+	b := boot(t, images.with)
+	const dropIn = "/etc/systemd/system/fdbridge-preserve.service.d/test.conf"
+	b.sh("mkdir -p $(dirname %s)", dropIn)
+	b.file(dropIn, "[Service]\nMemoryMax=4M\nMemorySwapMax=0\n")
+	b.units(map[string]string{"a.service": service(optIn, "a,memfd,4096,5", "b,memfd,1048576")})
+	truth := b.restarted("a.service")
+	b.calledOff()
+	b.same(truth)
+	if got := b.sh("journalctl -q -b _PID=1 UNIT=fdbridge-preserve.service -o cat"); !strings.Contains(got, "oom-kill") {
+		b.Errorf("the update was called off, but not for want of memory: %s", got)
+	}
+
+	b.sh("rm %s; systemctl daemon-reload", dropIn)
+	truth = b.restarted("a.service")
+	b.sh("dd if=/dev/zero of=/full bs=1M 2> /dev/null || true; dd if=/dev/zero of=/run/full bs=4k 2> /dev/null || true")
+	b.kexec()
+	b.same(truth)
+	b.noProblems()
+	b.off()
+}

@@ -25,6 +25,7 @@ import (
 type daemon struct {
 	w        *world
 	holder   *bridge.Holder
+	server   *bridge.Server
 	socket   string
 	listener *wire.Listener
 	stop     func() // as on SIGTERM
@@ -44,6 +45,7 @@ func (w *world) start(ctx context.Context, socket string, store bridge.Keeper) *
 	d.holder.Restore(ctx, w.passed(bridge.OwnUnit))
 	serving, cancel := context.WithCancel(w.t.Context())
 	server := bridge.NewServer()
+	d.server = server
 	server.Holder, server.PID1, server.UnitOf, server.Log = d.holder, w.manager, w.unitOf, log
 	server.Excluded, server.Started = func(string) bool { return false }, func(string) { w.starts <- struct{}{} }
 	if err := server.Begin(w.t.Context()); err != nil {

@@ -289,3 +289,29 @@ func TestASessionThatAClientStillHasIsNotMissed(t *testing.T) {
 	n, err := u.deliver(d.socket, "a.service")
 	result{n, err}.check(t, "a.service", 0)
 }
+
+func TestWhatIsNotClaimedInTimeIsDropped(t *testing.T) {
+	w := newWorld(t)
+	for _, unit := range []string{"claimed.service", "left.service"} {
+		w.add(unit, "yes")
+		w.put(unit, "x", "X")
+	}
+	w.kexec(w.preserve())
+	d := w.start(t.Context(), filepath.Join(t.TempDir(), "socket"), keeper{m: w.manager, unit: bridge.OwnUnit})
+	if n, err := w.deliver(d.socket, "claimed.service"); n != 1 || err != nil {
+		t.Fatalf("deliver: %d, %v", n, err)
+	}
+	ended, stop := context.WithCancel(t.Context())
+	stop()
+	d.server.Expire(ended, 100*365*24*time.Hour)
+	if held := d.holder.Units(); len(held) != 1 {
+		t.Fatalf("held before the time is over: %v", held)
+	}
+	d.server.Expire(t.Context(), time.Nanosecond) // since the kernel was started
+	if held := d.holder.Units(); len(held) != 0 {
+		t.Errorf("held when it is over: %v", held)
+	}
+	if said := w.logged(); !strings.Contains(said, "left.service: It has not claimed its fds within HoldTimeoutSec=") {
+		t.Errorf("the log does not say what was dropped: %s", said)
+	}
+}

@@ -6,12 +6,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
 
 	"github.com/fdbridge/fdbridge/bridge/config"
 	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
+	"github.com/fdbridge/fdbridge/units/unitfile"
 	"github.com/fdbridge/fdbridge/units/unitfile/unitfiletest"
 )
 
@@ -113,6 +115,32 @@ func TestOwnUnitsAreAlwaysExcluded(t *testing.T) {
 	for _, unit := range []string{"fdbridged.service", "fdbridge-preserve.service"} {
 		if !c.Excluded(unit) {
 			t.Errorf("%s is not excluded", unit)
+		}
+	}
+}
+
+func TestTimeSpans(t *testing.T) {
+	const problem = "etc/fdbridge/fdbridge.conf:2: "
+	for text, test := range map[string]struct {
+		preserve, hold time.Duration
+		problem        string
+	}{
+		"":                         {preserve: time.Minute, hold: unitfile.Infinity},
+		"PreserveTimeoutSec=2min":  {preserve: 2 * time.Minute, hold: unitfile.Infinity},
+		"PreserveTimeoutSec=":      {preserve: time.Minute, hold: unitfile.Infinity},
+		"HoldTimeoutSec=1d":        {preserve: time.Minute, hold: 24 * time.Hour},
+		"PreserveTimeoutSec=0":     {preserve: time.Minute, hold: unitfile.Infinity, problem: "PreserveTimeoutSec=0 is ignored"},
+		"HoldTimeoutSec=for a bit": {preserve: time.Minute, hold: unitfile.Infinity, problem: "HoldTimeoutSec=for a bit is ignored"},
+		"OnLoss=panic":             {preserve: time.Minute, hold: unitfile.Infinity, problem: "OnLoss=panic is ignored"},
+	} {
+		root := unitfiletest.Tree(t, txtar.Parse([]byte("-- etc/fdbridge/fdbridge.conf --\n[Bridge]\n"+text+"\n")))
+		c, problems := config.Load(root)
+		if c.PreserveTimeout != test.preserve || c.HoldTimeout != test.hold || c.Rollback {
+			t.Errorf("%q: %+v", text, c)
+		}
+		if test.problem == "" && len(problems) > 0 ||
+			test.problem != "" && (len(problems) != 1 || !strings.Contains(problems[0].Error(), problem+test.problem)) {
+			t.Errorf("%q: problems %v, want %q", text, problems, test.problem)
 		}
 	}
 }

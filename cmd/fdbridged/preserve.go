@@ -17,6 +17,7 @@ import (
 	"github.com/fdbridge/fdbridge/units"
 	"github.com/fdbridge/fdbridge/units/generator"
 	"github.com/fdbridge/fdbridge/units/notify"
+	"github.com/fdbridge/fdbridge/units/unitfile"
 )
 
 // sealTimeout is what preserving may take beyond PreserveTimeoutSec=, after
@@ -36,7 +37,8 @@ func preserve(ctx context.Context) error {
 	for _, problem := range problems {
 		log.Warning("%v", problem)
 	}
-	if err := socket.ExtendTimeout(rules.PreserveTimeout + sealTimeout); err != nil {
+	// PreserveTimeoutSec=infinity is the greatest number that there is.
+	if err := socket.ExtendTimeout(min(rules.PreserveTimeout, unitfile.Infinity-sealTimeout) + sealTimeout); err != nil {
 		return errors.Join(err, socket.Close())
 	}
 	preserved, err := preserveStores(ctx, rules, socket, log)

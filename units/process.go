@@ -72,13 +72,20 @@ func pidOf(pidfd *fd.FD) (pid int, err error) {
 }
 
 // alive returns ErrGone when the process has ended: its pidfd is readable then.
+// A signal interrupts even a poll(2) that does not wait (do_poll in fs/select.c),
+// and the Go runtime sends itself some.
 func alive(pidfd *fd.FD) error {
 	return pidfd.Do(func(raw int) error {
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(raw), Events: unix.POLLIN}}, 0)
-		if err == nil && n > 0 {
-			err = ErrGone
+		for {
+			n, err := unix.Poll([]unix.PollFd{{Fd: int32(raw), Events: unix.POLLIN}}, 0)
+			switch {
+			case errors.Is(err, unix.EINTR):
+				continue
+			case err == nil && n > 0:
+				return ErrGone
+			}
+			return os.NewSyscallError("poll", err)
 		}
-		return err
 	})
 }
 

@@ -6,9 +6,12 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"runtime"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/fdbridge/fdbridge/internal/fd"
 )
 
 func TestUnitIsTheFirstPartOfTheControlGroupThatIsNoSlice(t *testing.T) {
@@ -69,6 +72,35 @@ func waitReadable(raw int) error {
 		_, err := unix.Poll([]unix.PollFd{{Fd: int32(raw), Events: unix.POLLIN}}, 10_000)
 		if !errors.Is(err, unix.EINTR) {
 			return err
+		}
+	}
+}
+
+func TestSignalsDoNotKeepAUnitFromBeingFound(t *testing.T) {
+	raw, err := unix.PidfdOpen(os.Getpid(), 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	self := fd.New(raw)
+	defer self.Close()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	thread, sent := unix.Gettid(), make(chan struct{})
+	go func() {
+		defer close(sent)
+		for range 50_000 {
+			_ = unix.Tgkill(os.Getpid(), thread, unix.SIGURG) // which the Go runtime ignores
+		}
+	}()
+	for {
+		if err := alive(self); err != nil {
+			t.Error(err)
+			<-sent
+		}
+		select {
+		case <-sent:
+			return
+		default:
 		}
 	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/kho"
+	"github.com/fdbridge/fdbridge/session"
 	"github.com/fdbridge/fdbridge/units"
 )
 
@@ -32,6 +33,8 @@ type parcel struct {
 	items    []item
 	rooms    []*room        // its sessions, the one that is filled at last
 	index    *kho.IndexUnit // set when the manifest is written
+	// leaves says that sessions are left to PID 1, and left that there are some.
+	leaves, left bool
 }
 
 // item is one entry of a parcel.
@@ -62,6 +65,28 @@ func (p *parcel) loses() bool {
 	return p != nil && slices.ContainsFunc(p.items, func(it item) bool { return it.lost != nil })
 }
 
+// ours returns those entries of the store that are not left to PID 1.
+func (p *parcel) ours(entries []units.Entry) []units.Entry {
+	if !p.leaves {
+		return entries
+	}
+	ours := slices.DeleteFunc(slices.Clone(entries), func(e units.Entry) bool { return e.Session() })
+	p.left = len(ours) < len(entries)
+	return ours
+}
+
+// nothingLeft tells whether there is nothing in the store, when its manifest is
+// written, that PID 1 could carry: all is carried, but for what the kernel refuses.
+func (p *parcel) nothingLeft() bool {
+	refused := 0
+	for i := range p.items {
+		if errors.Is(p.items[i].lost, session.ErrUnsupported) {
+			refused++
+		}
+	}
+	return !p.left && p.index.Entries+refused == len(p.items)
+}
+
 // close closes the items' files, of a parcel that is not packed.
 func (p *parcel) close() {
 	for i := range p.items {
@@ -75,6 +100,22 @@ type stores struct {
 	parcels    []*parcel
 	own        *units.Store // fdbridged's, nil when it is empty
 	duplicator Duplicator
+	// shared says that PID 1 carries what it finds in stores, too.
+	shared bool
+}
+
+// finished returns the units in whose stores PID 1 is to find nothing any more:
+// those with nothing left, and fdbridged's.
+func (s *stores) finished() (units []string) {
+	for _, p := range s.parcels {
+		if p.nothingLeft() {
+			units = append(units, p.unit)
+		}
+	}
+	if s.own != nil {
+		units = append(units, OwnUnit)
+	}
+	return units
 }
 
 // carry captures and packs the stores of all opted-in units, each as soon as
@@ -83,6 +124,10 @@ type stores struct {
 // duplicator; there is none with an error.
 func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) {
 	found := &stores{}
+	var err error
+	if found.shared, err = p.Stores.Carries(ctx); err != nil {
+		return nil, err
+	}
 	duplicator := sync.OnceValues(p.Duplicator)
 	queue := make(chan func(), queued)
 	var workers sync.WaitGroup
@@ -94,17 +139,20 @@ func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) 
 		})
 	}
 	queue <- func() { _, _ = duplicator() } // looks at all of PID 1's fds meanwhile
-	err := p.Stores.EachStore(ctx, func(store *units.Store) {
+	err = p.Stores.EachStore(ctx, func(store *units.Store) {
 		if store.Unit == OwnUnit {
 			found.own = store
 		}
 		if !store.OptedIn() || p.Excluded(store.Unit) {
 			return
 		}
-		made := p.captured(store)
+		made := p.captured(store, found.shared)
+		if len(made.items) == 0 {
+			return
+		}
 		found.parcels = append(found.parcels, made)
 		queue <- func() {
-			p.capture(ctx, made, store.Entries, duplicator)
+			p.capture(ctx, made, made.ours(store.Entries), duplicator)
 			packer.pack(made)
 		}
 	})
@@ -132,13 +180,15 @@ func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) 
 }
 
 // captured makes a parcel of a unit's store, whose files are still to be had.
-func (p *Preserver) captured(store *units.Store) *parcel {
-	return &parcel{
+func (p *Preserver) captured(store *units.Store, leaves bool) *parcel {
+	made := &parcel{
 		unit:     store.Unit,
 		identity: kho.Identity{Fragment: store.FragmentPath, User: store.User, Group: store.Group},
 		origin:   p.Origin,
-		items:    items(store.Entries),
+		leaves:   leaves,
 	}
+	made.items = items(made.ours(store.Entries))
+	return made
 }
 
 func items(entries []units.Entry) []item {
@@ -175,6 +225,7 @@ func (p *Preserver) capture(ctx context.Context, parcel *parcel, entries []units
 			parcel.lose(err)
 			return
 		}
+		fresh = parcel.ours(fresh)
 		parcel.items = items(fresh)
 		changed = duplicate(parcel, fresh, again)
 		_ = again.Close() // it was only read from

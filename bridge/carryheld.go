@@ -5,6 +5,8 @@ package bridge
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 
 	"github.com/fdbridge/fdbridge/internal/fd"
@@ -56,8 +58,9 @@ func (l *leftHeld) file(a address) (*fd.FD, error) {
 
 // takeHeld takes what fdbridged still holds for units out of its sessions, to
 // be carried on. What cannot be is logged and left out; ErrRequired says that
-// something of it may not be lost, and that all is where it was.
-func (p *Preserver) takeHeld(store *units.Store, duplicator Duplicator) (parcels []*parcel, err error) {
+// something of it may not be lost, and that all is where it was. rescued are the
+// names of what is in this service's own store from then on.
+func (p *Preserver) takeHeld(store *units.Store, duplicator Duplicator) (parcels []*parcel, rescued []string, err error) {
 	left, err := p.takeOver(store, duplicator)
 	defer left.close()
 	if err != nil {
@@ -68,13 +71,13 @@ func (p *Preserver) takeHeld(store *units.Store, duplicator Duplicator) (parcels
 		err = errors.Join(err, fmt.Errorf("it is not known what is held for which unit: %w", failed))
 	}
 	if err != nil && !p.Partly {
-		return nil, fmt.Errorf("%w: %w", ErrRequired, err)
+		return nil, nil, fmt.Errorf("%w: %w", ErrRequired, err)
 	}
 	if err != nil {
 		p.Log.Err("What is held for units will be lost: %v", err)
 	}
 	if index == nil {
-		return nil, nil
+		return nil, nil, nil
 	}
 	var lost []error // what may not be
 	for i := range index.Units {
@@ -94,10 +97,10 @@ func (p *Preserver) takeHeld(store *units.Store, duplicator Duplicator) (parcels
 		for _, parcel := range parcels {
 			parcel.close()
 		}
-		return nil, fmt.Errorf("%w: %w", ErrRequired, errors.Join(lost...))
+		return nil, nil, fmt.Errorf("%w: %w", ErrRequired, errors.Join(lost...))
 	}
 	p.finishHeld(left)
-	return parcels, nil
+	return parcels, slices.Collect(maps.Keys(left.taken)), nil
 }
 
 // takeOver duplicates all that is in fdbridged's store.

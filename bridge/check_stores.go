@@ -29,6 +29,10 @@ func (c *Checker) stores(ctx context.Context, check *Check) error {
 	if errors.Is(err, units.ErrManager) {
 		return err
 	}
+	carries, failed := c.Stores.Carries(ctx)
+	if failed != nil {
+		return failed
+	}
 	if err != nil {
 		check.add(Lossy, "Try again.", "not every fd store can be read: %v", err)
 	}
@@ -42,7 +46,7 @@ func (c *Checker) stores(ctx context.Context, check *Check) error {
 	seen := map[inode]bool{}
 	for _, store := range list {
 		unit := CheckedUnit{Unit: store.Unit, Required: c.Required(store.Unit)}
-		unit.Entries = check.entries(store.Entries, duplicator, seen)
+		unit.Entries = check.entries(store.Entries, duplicator, seen, carries)
 		check.Units = append(check.Units, unit)
 		check.Problems = append(check.Problems, lost(&unit)...)
 	}
@@ -66,8 +70,8 @@ func notKept(s *units.Store) CheckProblem {
 }
 
 // entries judges what is in a store. An inode that is in several stores takes its
-// memory once, and is in seen then.
-func (c *Check) entries(list []units.Entry, duplicator Duplicator, seen map[inode]bool) []CheckedEntry {
+// memory once, and is in seen then. Sessions are carried if PID 1 carries stores.
+func (c *Check) entries(list []units.Entry, duplicator Duplicator, seen map[inode]bool, carries bool) []CheckedEntry {
 	files, failed := duplicator.Dup(list)
 	checked := make([]CheckedEntry, len(list))
 	for i := range list {
@@ -77,6 +81,10 @@ func (c *Check) entries(list []units.Entry, duplicator Duplicator, seen map[inod
 		if file := files[i]; file != nil {
 			in, err = kho.InodeOf(file.FD)
 			_ = file.FD.Close() // it was only looked at
+		}
+		if carries && list[i].Session() {
+			entry.Carried = true
+			continue
 		}
 		entry.Reason, entry.remedy = refusal(entry.Type, in, err)
 		if entry.Carried = entry.Reason == ""; !entry.Carried {

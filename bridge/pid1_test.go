@@ -36,6 +36,11 @@ type manager struct {
 	peer string
 	// err is what every question is answered with when it is not nil.
 	err error
+	// carries says that it carries stores itself, and emptied is what it was
+	// asked to empty; emptyErr is how it answers that.
+	carries  bool
+	emptied  []string
+	emptyErr error
 	// changed is called before each duplication, to change a store then.
 	changed func()
 }
@@ -57,6 +62,9 @@ func newManager(t testing.TB) *manager {
 	})
 	return m
 }
+
+// ownSession is the name of what is listed as a session, whatever it is.
+const ownSession = "session"
 
 // rescueUnit is the unit of fdbridged preserve.
 const rescueUnit = bridge.PreserveUnit
@@ -127,6 +135,19 @@ func (m *manager) Entries(_ context.Context, name string) ([]units.Entry, error)
 	return store.Entries, err
 }
 
+func (m *manager) Carries(context.Context) (bool, error) { return m.carries, m.err }
+
+func (m *manager) Empty(_ context.Context, names []string) error {
+	m.emptied = names
+	if m.emptyErr != nil {
+		return m.emptyErr
+	}
+	for _, name := range names {
+		m.empty(name)
+	}
+	return nil
+}
+
 func (m *manager) store(name string) (units.Store, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -144,6 +165,9 @@ func (m *manager) store(name string) (units.Store, error) {
 		flags, err := units.OpenFlags(e.FD)
 		if err != nil {
 			return store, err
+		}
+		if e.Name == ownSession {
+			link, st.Mode = "anon_inode:[luo_session] it", 0
 		}
 		store.Entries = append(store.Entries, units.Entry{
 			Name: e.Name, Mode: st.Mode, Dev: st.Dev, Ino: st.Ino, Rdev: st.Rdev, Path: link, Flags: flags,

@@ -26,10 +26,16 @@ const (
 // /dev/liveupdate open, which only one can.
 const deviceTimeout = 10 * time.Second
 
+// emptyTimeout bounds how long it may take to empty stores. PID 1 empties 1,000
+// in well under a second, and does nothing else at that time.
+const emptyTimeout = 10 * time.Second
+
 // Stores is what a Preserver asks PID 1; units.Reader does it.
 type Stores interface {
 	EachStore(ctx context.Context, each func(s *units.Store)) error
 	Entries(ctx context.Context, unit string) ([]units.Entry, error)
+	Carries(ctx context.Context) (bool, error)
+	Empty(ctx context.Context, units []string) error
 }
 
 // Duplicator duplicates fds that PID 1 holds; units.Duplicator does it.
@@ -69,6 +75,9 @@ type Preserved struct {
 	Index    *kho.Index
 	sessions []*session.Session
 	files    []*fd.FD // those that are in the sessions, open for comparison
+	// finished are the units whose stores PID 1 is not to carry, too, and
+	// rescued the names in this process's own; none where it does not.
+	finished, rescued []string
 }
 
 // Close closes the sessions, which takes everything in them out again.
@@ -121,7 +130,27 @@ func (p *Preserver) Run(ctx context.Context) (_ *Preserved, err error) {
 		return nil, fmt.Errorf("the index of the sessions: %w", err)
 	}
 	p.Log.Info("%s", done.Summary())
+	p.empty(ctx, done)
 	return done, nil
+}
+
+// empty empties the stores that PID 1 would try to carry, too (systemd 261 and
+// later), and fdbridged's, whose marks are true of one boot only. There is no way
+// back after that, so it comes last. The kernel takes no file twice: what a store
+// has that cannot be emptied is carried once nevertheless.
+func (p *Preserver) empty(ctx context.Context, done *Preserved) {
+	ctx, stop := context.WithTimeout(ctx, emptyTimeout)
+	defer stop()
+	err := p.Stores.Empty(ctx, done.finished)
+	for _, name := range done.rescued {
+		err = errors.Join(err, p.Rescue.Remove(name))
+	}
+	if len(done.rescued) > 0 {
+		err = errors.Join(err, p.Rescue.Barrier())
+	}
+	if err != nil {
+		p.Log.Warning("The service manager will try to carry what is carried already: %v", err)
+	}
 }
 
 // fill puts all that there is to carry into sessions, and returns that of the
@@ -146,8 +175,9 @@ func (p *Preserver) fill(ctx context.Context, done *Preserved) (index *session.S
 	}
 	defer func() { _ = found.duplicator.Close() }() // it was only read from
 	var held []*parcel
+	var rescued []string
 	if found.own != nil {
-		if held, err = p.takeHeld(found.own, found.duplicator); err != nil {
+		if held, rescued, err = p.takeHeld(found.own, found.duplicator); err != nil {
 			return nil, err
 		}
 		packer.again()
@@ -166,6 +196,9 @@ func (p *Preserver) fill(ctx context.Context, done *Preserved) (index *session.S
 	}
 	list, err := packer.finish(held)
 	done.Index.Units = append(done.Index.Units, list...)
+	if found.shared {
+		done.finished, done.rescued = found.finished(), rescued
+	}
 	return index, err
 }
 

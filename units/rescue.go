@@ -6,9 +6,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 
-	"github.com/godbus/dbus/v5"
-
+	"github.com/fdbridge/fdbridge/units/bulk"
 	"github.com/fdbridge/fdbridge/units/notify"
 )
 
@@ -17,7 +18,7 @@ import (
 // store stays as it is until empty is called. Errors answer errors.Is for
 // ErrManager when PID 1 did not answer.
 func (r *Reader) TakeStore(ctx context.Context, unit string) (files []notify.Passed, empty func() error, err error) {
-	empty = func() error { return emptyStore(ctx, r.Socket, unit) }
+	empty = func() error { return r.Empty(ctx, []string{unit}) }
 	entries, err := r.Entries(ctx, unit)
 	if err != nil || len(entries) == 0 {
 		return nil, empty, err
@@ -36,23 +37,61 @@ func (r *Reader) TakeStore(ctx context.Context, unit string) (files []notify.Pas
 	return files, empty, errors.Join(failed...)
 }
 
-// emptyStore empties the fd store of a unit that has stopped. One that has
-// failed is refused that until its failure is forgotten (service_clean in
-// src/core/service.c, systemd 254).
-func emptyStore(ctx context.Context, socket, unit string) error {
-	m, err := Connect(ctx, socket)
-	if err != nil {
-		return err
+// Empty empties the fd stores of units that have stopped. One that has failed is
+// refused that until its failure is forgotten (service_clean in
+// src/core/service.c, systemd 254). The others are emptied when one cannot be;
+// the error names those that were not.
+func (r *Reader) Empty(ctx context.Context, units []string) error {
+	var calls []bulk.Call
+	for _, unit := range units {
+		for _, call := range []bulk.Call{
+			{Member: "ResetFailedUnit", Args: []any{unit}},
+			{Member: "CleanUnit", Args: []any{unit, []string{"fdstore"}}},
+		} {
+			call.Path, call.Interface, call.Read = managerPath, managerInterface, func(*bulk.Reader) {}
+			calls = append(calls, call)
+		}
 	}
-	ctx, stop := context.WithTimeout(ctx, CallTimeout)
-	defer stop()
-	manager := m.conn.Object(busName, dbus.ObjectPath(managerPath))
-	err = manager.CallWithContext(ctx, managerInterface+".ResetFailedUnit", 0, unit).Err
-	if err == nil {
-		err = manager.CallWithContext(ctx, managerInterface+".CleanUnit", 0, unit, []string{"fdstore"}).Err
+	if len(calls) == 0 {
+		return nil
 	}
-	if err = errors.Join(err, m.Close()); err != nil {
-		return fmt.Errorf("empty the fd store of %s: %w: %w", unit, ErrManager, err)
+	failed := []error{r.connected(ctx, func(ctx context.Context, a asker) error { return a.calls(ctx, calls, nil) })}
+	for i := range calls {
+		if err := calls[i].Err; err != nil {
+			failed = append(failed, fmt.Errorf("empty the fd store of %s: %w: %w", calls[i].Args[0], ErrManager, err))
+		}
 	}
-	return nil
+	return errors.Join(failed...)
+}
+
+// carryingVersion is the first systemd that carries fd stores through a kexec
+// itself (src/shutdown/shutdown.c).
+const carryingVersion = 261
+
+// Carries tells whether PID 1 itself carries fd stores through a live update,
+// which is so from systemd 261 on: memfds that are in no session yet, and
+// sessions.
+func (r *Reader) Carries(ctx context.Context) (bool, error) {
+	var version string
+	calls := []bulk.Call{{
+		Path: managerPath, Interface: "org.freedesktop.DBus.Properties", Member: "Get",
+		Args: []any{managerInterface, "Version"}, Signature: "v",
+		Read: func(b *bulk.Reader) { readValue(b, &version) },
+	}}
+	err := r.connected(ctx, func(ctx context.Context, a asker) error { return a.calls(ctx, calls, nil) })
+	if err = errors.Join(err, calls[0].Err); err != nil {
+		return false, fmt.Errorf("read the version of the service manager: %w", err)
+	}
+	return majorVersion(version) >= carryingVersion, nil
+}
+
+// majorVersion is the number that a version begins with, such as "257.13-1" or,
+// of what was built from git, "v258-rc2"; 0 of anything else.
+func majorVersion(version string) int {
+	digits := strings.TrimPrefix(version, "v")
+	if end := strings.IndexFunc(digits, func(c rune) bool { return c < '0' || c > '9' }); end >= 0 {
+		digits = digits[:end]
+	}
+	major, _ := strconv.Atoi(digits) // 0 if it is none
+	return major
 }

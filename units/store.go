@@ -50,6 +50,12 @@ const anonInode = "anon_inode:"
 // kind, as eventfds and timerfds do, so that the inode does not identify it.
 func (e *Entry) Anonymous() bool { return strings.HasPrefix(e.Path, anonInode) }
 
+// Session tells whether the entry is a live-update session. One whose name is
+// too long for the kernel to be shown has no path, see Duplicator.Sessions.
+func (e *Entry) Session() bool {
+	return strings.HasPrefix(e.Path, sessionLink) || e.Path == "" && e.Mode&unix.S_IFMT == 0
+}
+
 // Type says in a word or two what kind of file the entry is, such as
 // "memfd", "pipe", "socket" or "eventfd".
 func (e *Entry) Type() string {

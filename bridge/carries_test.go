@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bridge_test
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/fdbridge/fdbridge/bridge"
+	"github.com/fdbridge/fdbridge/kho"
+	"github.com/fdbridge/fdbridge/session"
+)
+
+// crowded is a PID 1 with units of all sorts, one of which is held.
+func crowded(t *testing.T) *world {
+	w := newWorld(t)
+	w.add("held.service", "yes")
+	w.put("held.service", "h", "held")
+	w.update()
+	for _, unit := range []string{"all.service", "refused.service", "sessions.service", "only.service", "excluded.service"} {
+		w.add(unit, "yes")
+	}
+	for _, unit := range []string{"all.service", "refused.service", "sessions.service", "excluded.service"} {
+		w.put(unit, "m", unit)
+	}
+	w.putPipe("refused.service", "p")
+	w.put("sessions.service", ownSession, "")
+	w.put("only.service", ownSession, "")
+	return w
+}
+
+func (w *world) stored() map[string]int {
+	stored := map[string]int{}
+	for unit, u := range w.units {
+		if len(u.store) > 0 {
+			stored[unit] = len(u.store)
+		}
+	}
+	return stored
+}
+
+// systemd from 261 on carries stores, too, and what is in them of sessions.
+func TestAPID1ThatCarriesStoresFindsNothingOfWhatIsCarried(t *testing.T) {
+	w := crowded(t)
+	w.carries = true
+	preserved := w.preserve()
+	want := []string{"all.service", "refused.service", bridge.OwnUnit}
+	if diff := cmp.Diff(want, w.emptied); diff != "" {
+		t.Errorf("emptied (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(map[string]int{"sessions.service": 2, "only.service": 1, "excluded.service": 1}, w.stored()); diff != "" {
+		t.Errorf("still stored (-want +got):\n%s", diff)
+	}
+	refused := []kho.LostEntry{{Name: "p", Type: "pipe", Reason: session.ErrUnsupported.Error()}}
+	for _, u := range preserved.Index.Units {
+		if len(u.Lost) > 0 && !cmp.Equal(u.Lost, refused) || u.Entries != 1 || u.Unit == "only.service" {
+			t.Errorf("in the index: %+v", u)
+		}
+	}
+	w.kexec(preserved)
+	_, socket, _ := w.serve()
+	for unit, contents := range map[string]string{"all.service": "m=all.service@11", "held.service": "h=held@4"} {
+		if _, err := w.deliver(socket, unit); err != nil {
+			t.Error(err)
+		}
+		w.check(map[string][]string{unit: {contents}})
+	}
+}
+
+func TestAPID1ThatCarriesNothingKeepsTheStores(t *testing.T) {
+	w := crowded(t)
+	before := w.stored()
+	preserved := w.preserve()
+	after := w.stored()
+	delete(after, rescueUnit) // what was taken out of held sessions
+	if diff := cmp.Diff(before, after); diff != "" || len(w.emptied) > 0 {
+		t.Errorf("emptied: %v, stored (-before +after):\n%s", w.emptied, diff)
+	}
+	for _, u := range preserved.Index.Units {
+		if u.Unit == "only.service" && len(u.Lost) == 0 {
+			t.Errorf("a session is not named as lost: %+v", u)
+		}
+	}
+}
+
+func TestAStoreThatCannotBeEmptiedStopsNoUpdate(t *testing.T) {
+	w := crowded(t)
+	w.carries, w.emptyErr = true, errors.New("no answer")
+	w.kexec(w.preserve())
+	if !strings.Contains(w.logged(), "<4>") || !strings.Contains(w.logged(), "no answer") {
+		t.Errorf("there is no warning:\n%s", w.logged())
+	}
+}
+
+// An entry that fdbridge could not get at may be got at by PID 1.
+func TestWhatWasNotCapturedIsLeftInTheStore(t *testing.T) {
+	w := newWorld(t)
+	w.carries = true
+	w.add("a.service", "yes")
+	w.put("a.service", "m", "M")
+	w.changed = func() { w.empty("a.service"); w.put("a.service", "m", "M") }
+	if w.preserve(); len(w.emptied) > 0 {
+		t.Errorf("emptied: %v", w.emptied)
+	}
+}
+
+// An update that is called off has emptied nothing.
+func TestAnUpdateThatIsCalledOffHasEmptiedNothing(t *testing.T) {
+	w := crowded(t)
+	w.carries = true
+	w.add("required.service", "yes")
+	w.putPipe("required.service", "p")
+	if _, err := w.preserver().Run(t.Context()); !errors.Is(err, bridge.ErrRequired) || w.emptied != nil {
+		t.Errorf("%v, emptied: %v", err, w.emptied)
+	}
+}
+
+func TestASessionIsCarriedByAPID1ThatCarriesStores(t *testing.T) {
+	for carries, want := range map[bool]bridge.Outcome{true: bridge.Carried, false: bridge.Lossy} {
+		c := newChecked(t)
+		c.carries = carries
+		c.add("a.service", "yes")
+		c.put("a.service", ownSession, "")
+		check := c.run(t, nil)
+		if e := check.Units[0].Entries; check.Outcome != want || e[0].Carried != carries || e[0].Type != "luo_session" {
+			t.Errorf("carries %v: %s, %+v", carries, check.Outcome, e)
+		}
+	}
+}

@@ -62,12 +62,17 @@ func TestAPID1ThatCarriesStoresFindsNothingOfWhatIsCarried(t *testing.T) {
 	}
 	w.kexec(preserved)
 	_, socket, _ := w.serve()
+	w.put("sessions.service", ownSession, "") // by PID 1
 	for unit, contents := range map[string]string{"all.service": "m=all.service@11", "held.service": "h=held@4"} {
 		if _, err := w.deliver(socket, unit); err != nil {
 			t.Error(err)
 		}
 		w.check(map[string][]string{unit: {contents}})
 	}
+	if _, err := w.deliver(socket, "sessions.service"); err != nil {
+		t.Error(err)
+	}
+	w.check(map[string][]string{"sessions.service": {"m=sessions.service@16", "session=@0"}})
 }
 
 func TestAPID1ThatCarriesNothingKeepsTheStores(t *testing.T) {

@@ -196,7 +196,12 @@ func (m *manager) Stored(_ context.Context, names []string) (map[string]int, err
 	m.asked++
 	stored := map[string]int{}
 	for _, name := range names {
-		stored[name] = len(m.units[name].store)
+		stored[name] = 0
+		for _, p := range m.units[name].store {
+			if p.Name != ownSession {
+				stored[name]++
+			}
+		}
 	}
 	return stored, m.err
 }

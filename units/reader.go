@@ -94,13 +94,16 @@ func (r *Reader) Entries(ctx context.Context, unit string) ([]Entry, error) {
 	return entries, err
 }
 
-// Stored returns how many fds are in each of the stores of units now, without
-// those that hold none.
+// Stored returns how many fds the units have in each of their stores now,
+// without those that have none. Sessions do not count: systemd 262 makes those
+// of LUOSession= before a unit runs, and 261 and later bring back what was stored.
 func (r *Reader) Stored(ctx context.Context, units []string) (map[string]int, error) {
 	stored := map[string]int{}
 	err := r.dumps(ctx, units, func(s *Store) {
-		if len(s.Entries) > 0 {
-			stored[s.Unit] = len(s.Entries)
+		for i := range s.Entries {
+			if !s.Entries[i].Session() {
+				stored[s.Unit]++
+			}
 		}
 	})
 	if errors.Is(err, ErrManager) {

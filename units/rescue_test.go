@@ -69,7 +69,7 @@ func TestSystemdCarriesStoresFrom261On(t *testing.T) {
 	}
 }
 
-func TestSessionsAreKnownByTheirLinks(t *testing.T) {
+func TestSessionsAreKnownByTheirLinksAndDoNotCountAsStored(t *testing.T) {
 	for path, want := range map[string]bool{
 		"anon_inode:[luo_session] a": true, "": true, "anon_inode:[eventfd]": false,
 	} {
@@ -79,5 +79,11 @@ func TestSessionsAreKnownByTheirLinks(t *testing.T) {
 	}
 	if e := (Entry{Mode: dumpedFile.Mode}); e.Session() {
 		t.Error("a regular file is a session")
+	}
+	dumpedSession := dumped{Name: "s", Path: "anon_inode:[luo_session] a"}
+	units := pid1{"a.service": service("yes", 8, dumpedSession, dumpedFile), "b.service": service("yes", 8, dumpedSession)}
+	stored, err := reader(t, units.serve).Stored(t.Context(), []string{"a.service", "b.service"})
+	if diff := cmp.Diff(map[string]int{"a.service": 1}, stored); diff != "" || err != nil {
+		t.Errorf("%v, stored (-want +got):\n%s", err, diff)
 	}
 }

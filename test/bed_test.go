@@ -28,7 +28,7 @@ var deb = flag.String("deb", "", "the fdbridge package to install in the VM")
 // guestDeb is where the package is in the guest, to be installed again.
 const guestDeb = "/root/fdbridge.deb"
 
-var images struct{ kernel, with, without string }
+var images struct{ kernel, with, without, kernels, sid string }
 
 func TestMain(m *testing.M) {
 	flag.Parse()
@@ -39,7 +39,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// prepare builds the kernel and the two images, with fdbridge and without.
+// prepare builds the kernel and the images: with fdbridge and without, with the
+// other kernels besides, and with systemd 262.
 func prepare(ctx context.Context) error {
 	if *deb == "" {
 		return fmt.Errorf("no package to test: run \"make test-vm\", or give -deb")
@@ -54,7 +55,17 @@ func prepare(ctx context.Context) error {
 	if images.with, err = builder.Image(ctx, *deb, programs, files); err != nil {
 		return err
 	}
-	images.without, err = builder.Image(ctx, "", programs, nil)
+	if images.without, err = builder.Image(ctx, "", programs, nil); err != nil {
+		return err
+	}
+	if images.sid, err = builder.Sid().Image(ctx, *deb, programs, files); err != nil {
+		return err
+	}
+	kernels, err := builder.Kernels(ctx)
+	if err != nil {
+		return err
+	}
+	images.kernels, err = builder.Image(ctx, *deb, programs, kernels)
 	return err
 }
 

@@ -28,9 +28,20 @@ type scenario struct {
 // matter to whether others go through it with them.
 func TestKernelUpdate(t *testing.T) {
 	b := boot(t, images.with)
-	scenarios := []scenario{
+	b.update(everywhere()...)
+	b.off()
+}
+
+// everywhere are the scenarios that every systemd goes through.
+func everywhere() []scenario {
+	return []scenario{
 		everyFD(), storedOnStop(), withoutOptIn(), refusedKinds(), unreferenced(), heldUntilStarted(),
 	}
+}
+
+// update goes through one update with scenarios.
+func (b *bed) update(scenarios ...scenario) {
+	b.Helper()
 	files := map[string]string{}
 	for _, s := range scenarios {
 		maps.Copy(files, s.units)
@@ -38,15 +49,15 @@ func TestKernelUpdate(t *testing.T) {
 	b.units(files)
 	afters := make([]func(*bed), len(scenarios))
 	for i, s := range scenarios {
-		t.Run("before/"+s.name, func(t *testing.T) { afters[i] = s.before(b.in(t)) })
+		b.Run("before/"+s.name, func(t *testing.T) { afters[i] = s.before(b.in(t)) })
 	}
-	if t.Failed() {
+	if b.Failed() {
 		b.off()
-		return
+		b.FailNow()
 	}
 	b.kexec()
 	for i, s := range scenarios {
-		t.Run(s.name, func(t *testing.T) { afters[i](b.in(t)) })
+		b.Run(s.name, func(t *testing.T) { afters[i](b.in(t)) })
 	}
 	if n := b.status().Kernel.LiveUpdateNumber; n == nil || *n != 1 {
 		b.Errorf("the live-update number is %v, want 1", n)
@@ -54,7 +65,6 @@ func TestKernelUpdate(t *testing.T) {
 	if problems := b.status().Problems; len(problems) > 0 {
 		b.Errorf("fdbridge reports problems: %q", problems)
 	}
-	b.off()
 }
 
 // Five services with three memfds each, sealed or not, with a position.
@@ -249,6 +259,7 @@ func TestWithoutLiveUpdateNothingHappens(t *testing.T) {
 	if strings.Contains(b.m.Console(), kernelLog) {
 		b.Error("fdbridge has written to the kernel log")
 	}
+	b.ctl(2, "no liveupdate=on on its command line", "check")
 	if got := b.sh("fdbridgectl status 2>&1 || true"); !strings.Contains(got, "kho=on liveupdate=on") {
 		b.Errorf("fdbridgectl does not say what is missing: %s", got)
 	}

@@ -10,8 +10,8 @@
 // expected in $UNIT.
 //
 // Each FILE is NAME,KIND[,SIZE[,POSITION[,SEALS]]], KIND one of memfd,
-// noexec (a memfd with F_SEAL_EXEC), readonly (a memfd opened so), pipe and
-// socket; a NAME of "-" stores without a name. NAME,again,UNIT/OTHER[,POSITION]
+// noexec (a memfd with F_SEAL_EXEC), readonly (a memfd opened so), session (a
+// live-update session, which has the memfd under token 1), pipe and socket; a NAME of "-" stores without a name. NAME,again,UNIT/OTHER[,POSITION]
 // opens a memfd anew that was stored as OTHER by this unit or another one, then
 // for reading only. The files are made when the service finds no fds of its own:
 // at the start, or with -on-stop when it is told to stop. Names may have a comma
@@ -19,6 +19,7 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -29,10 +30,12 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/fdbridge/fdbridge/internal/fd"
+	"github.com/fdbridge/fdbridge/session"
 	"github.com/fdbridge/fdbridge/test/contents"
 	"github.com/fdbridge/fdbridge/units/notify"
 )
@@ -71,10 +74,11 @@ func run(args []string) error {
 	if err != nil {
 		return err
 	}
-	if err := report("/run/storesvc/"+os.Getenv("UNIT"), passed); err != nil {
+	own, err := report("/run/storesvc/"+os.Getenv("UNIT"), passed)
+	if err != nil {
 		return err
 	}
-	if len(passed) == 0 && !onStop {
+	if own == 0 && !onStop {
 		if err := store(socket, args); err != nil {
 			return err
 		}
@@ -83,21 +87,24 @@ func run(args []string) error {
 		return err
 	}
 	<-stop
-	if onStop && len(passed) == 0 {
+	if onStop && own == 0 {
 		return store(socket, args)
 	}
 	return nil
 }
 
-// report writes what was passed, as one JSON list.
-func report(path string, passed []notify.Passed) error {
+// report writes what was passed, as one JSON list, and counts what the service
+// has stored itself: LUOSession= makes empty sessions for it.
+func report(path string, passed []notify.Passed) (own int, err error) {
 	found := []Found{}
 	for _, p := range passed {
 		f, err := look(p)
 		if err != nil {
-			return fmt.Errorf("look at %q: %w", p.Name, err)
+			return 0, fmt.Errorf("look at %q: %w", p.Name, err)
 		}
-		found = append(found, f)
+		if found = append(found, f); f.Type != "session" {
+			own++
+		}
 	}
 	temporary := filepath.Join(filepath.Dir(path), ".new-"+strconv.Itoa(os.Getpid()))
 	data, err := json.Marshal(found)
@@ -110,7 +117,7 @@ func report(path string, passed []notify.Passed) error {
 	if err == nil {
 		err = os.Rename(temporary, path)
 	}
-	return err
+	return own, err
 }
 
 // oLargefile is set or not by who opened a file, and means nothing on 64 bits.
@@ -135,6 +142,9 @@ func look(p notify.Passed) (Found, error) {
 		case unix.S_IFSOCK:
 			found.Type = "socket"
 			return nil
+		case 0: // an anonymous inode
+			found.Type = "session"
+			return inside(&found, p.FD)
 		}
 		if found.Position, err = unix.Seek(raw, 0, unix.SEEK_CUR); err != nil {
 			return err
@@ -146,6 +156,21 @@ func look(p notify.Passed) (Found, error) {
 		return err
 	})
 	return found, err
+}
+
+// inside looks at what is in a session that came through a live update.
+func inside(found *Found, f *fd.FD) error {
+	memfd, err := session.Adopt(session.System{}, f).RetrieveFD(sessionToken)
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, session.ErrNoToken) {
+		return nil // it has not come, or is empty
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(memfd.Do(func(raw int) (err error) {
+		found.Sum, err = hash(raw)
+		return err
+	}), memfd.Close())
 }
 
 func hash(raw int) (string, error) {
@@ -220,7 +245,7 @@ func create(kind, name string, size, position int64, seals int) (*fd.FD, error) 
 		}
 		return fd.New(pair[0]), nil
 	}
-	flags, ok := map[string]int{"memfd": 0, "noexec": unix.MFD_NOEXEC_SEAL, "readonly": 0}[kind]
+	flags, ok := map[string]int{"memfd": 0, "noexec": unix.MFD_NOEXEC_SEAL, "readonly": 0, "session": 0}[kind]
 	if !ok {
 		return nil, fmt.Errorf("no such kind: %s", kind)
 	}
@@ -232,6 +257,10 @@ func create(kind, name string, size, position int64, seals int) (*fd.FD, error) 
 	if err := fill(raw, name, size, seals); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
+	if kind == "session" {
+		defer f.Close()
+		return enclose(f, name)
+	}
 	if kind == "readonly" {
 		defer f.Close()
 		if raw, err = unix.Open(fmt.Sprintf("/proc/self/fd/%d", raw), unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
@@ -241,6 +270,28 @@ func create(kind, name string, size, position int64, seals int) (*fd.FD, error) 
 	}
 	_, err = unix.Seek(raw, position, unix.SEEK_SET)
 	return f, err
+}
+
+// sessionToken is where a session has its memfd.
+const sessionToken = 1
+
+// enclose makes a session that has a memfd.
+func enclose(memfd *fd.FD, name string) (*fd.FD, error) {
+	ctx, stop := context.WithTimeout(context.Background(), 10*time.Second)
+	defer stop()
+	device, err := session.OpenWait(ctx, session.System{}, session.Path)
+	if err != nil {
+		return nil, err
+	}
+	defer device.Close()
+	s, err := device.Create(name)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.Preserve(memfd, sessionToken); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	return s.FD(), nil
 }
 
 // memfdName is the name of the memfd itself, of 249 bytes at most.

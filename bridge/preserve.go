@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/fdbridge/fdbridge/bridge/journal"
@@ -150,6 +151,30 @@ func (p *Preserver) empty(ctx context.Context, done *Preserved) {
 	}
 	if err != nil {
 		p.Log.Warning("The service manager will try to carry what is carried already: %v", err)
+	}
+}
+
+// giveUpTimeout bounds how long PID 1 may take to tell what is lost.
+const giveUpTimeout = 10 * time.Second
+
+// GiveUp logs what is not carried by a live update that goes on though Run has
+// failed, and why.
+func (p *Preserver) GiveUp(ctx context.Context, why error) {
+	ctx, stop := context.WithTimeout(ctx, giveUpTimeout)
+	defer stop()
+	p.Log.Err("No fd store will be carried into the next kernel: %v", why)
+	err := p.Stores.EachStore(ctx, func(s *units.Store) {
+		if !s.OptedIn() || p.Excluded(s.Unit) {
+			return
+		}
+		var names []string
+		for i := range s.Entries {
+			names = append(names, fmt.Sprintf("%q (%s)", s.Entries[i].Name, s.Entries[i].Type()))
+		}
+		p.Log.Err("%s: Not carried are the fds %s", s.Unit, strings.Join(names, ", "))
+	})
+	if err != nil {
+		p.Log.Err("Not every fd store can be read, there may be more that is not carried: %v", err)
 	}
 }
 

@@ -324,3 +324,26 @@ func TestWhatIsHeldSurvivesAnUpdateThatIsCalledOff(t *testing.T) {
 func (w *world) rescued(context.Context) ([]notify.Passed, func() error, error) {
 	return w.passed(rescueUnit), func() error { w.empty(rescueUnit); return nil }, nil
 }
+
+func TestWhatALiveUpdateWithoutFdbridgeDoesNotCarryIsNamed(t *testing.T) {
+	w := newWorld(t)
+	for _, unit := range []string{"a.service", "excluded.service"} {
+		w.add(unit, "yes")
+		w.put(unit, "x", "X")
+	}
+	w.putPipe("a.service", "p")
+	w.preserver().GiveUp(t.Context(), errors.New("it is broken"))
+	for _, want := range []string{"it is broken", `a.service: Not carried are the fds "p" (pipe), "x" (memfd)`} {
+		if !strings.Contains(w.logged(), want) {
+			t.Errorf("the log does not say %q:\n%s", want, w.logged())
+		}
+	}
+	if strings.Contains(w.logged(), "excluded") {
+		t.Errorf("the log names a unit that is excluded:\n%s", w.logged())
+	}
+	w.err = errors.New("no answer")
+	w.preserver().GiveUp(t.Context(), errors.New("it is broken"))
+	if !strings.Contains(w.logged(), "no answer") {
+		t.Errorf("the log does not say that there may be more:\n%s", w.logged())
+	}
+}

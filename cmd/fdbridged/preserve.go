@@ -21,7 +21,8 @@ import (
 )
 
 // sealTimeout is what preserving may take beyond PreserveTimeoutSec=, after
-// which nothing new is begun: a system call or two, and the index.
+// which nothing new is begun: a system call or two, and the index, or a question
+// to PID 1 about what is lost.
 const sealTimeout = 30 * time.Second
 
 // preserve runs in late shutdown, where the journal is not kept any more: what
@@ -64,7 +65,7 @@ func preserve(ctx context.Context) error {
 // preserveStores preserves, and fails only when the live update is to be called
 // off.
 func preserveStores(ctx context.Context, rules *config.Rules, socket *notify.Socket, log *journal.Log) (*bridge.Preserved, error) {
-	ctx, stop := context.WithTimeoutCause(ctx, rules.PreserveTimeout,
+	limited, stop := context.WithTimeoutCause(ctx, rules.PreserveTimeout,
 		fmt.Errorf("it has taken longer than PreserveTimeoutSec=%v", rules.PreserveTimeout))
 	defer stop()
 	preserver := bridge.Preserver{
@@ -82,9 +83,9 @@ func preserveStores(ctx context.Context, rules *config.Rules, socket *notify.Soc
 	if preserver.Origin, err = kho.ReadOrigin(os.DirFS("/"), time.Now()); err != nil {
 		return nil, err
 	}
-	preserved, err := preserver.Run(ctx)
+	preserved, err := preserver.Run(limited)
 	if err != nil && preserver.Partly {
-		log.Err("No fd store will be carried into the next kernel: %v", err)
+		preserver.GiveUp(ctx, err)
 		return &bridge.Preserved{}, nil
 	}
 	return preserved, err

@@ -100,3 +100,16 @@ func TestARecordIsTheIndex(t *testing.T) {
 		t.Error("a directory that is not there is no error")
 	}
 }
+
+func TestWhatIsPreservedIsRecordedIfItCanBe(t *testing.T) {
+	w := newWorld(t)
+	w.add("a.service", "yes")
+	w.put("a.service", "x", "X")
+	w.unrecorded = errors.New("the disk is full")
+	if preserved := w.preserve(); w.recorded != preserved.Index || preserved.Index.Units[0].Entries != 1 {
+		t.Errorf("recorded: %+v", w.recorded)
+	}
+	if said := w.logged(); !strings.Contains(said, "<4>Should the live update not arrive, the next boot cannot say what was lost: the disk is full") {
+		t.Errorf("the log does not say so: %s", said)
+	}
+}

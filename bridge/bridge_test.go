@@ -35,6 +35,8 @@ type world struct {
 	invocations atomic.Int64
 	starts      chan struct{} // a value for each unit that asks for its fds
 	mu          sync.Mutex
+	recorded    *kho.Index
+	unrecorded  error // why an index cannot be recorded
 }
 
 func newWorld(t testing.TB) *world {
@@ -73,8 +75,12 @@ func (w *world) preserver() *bridge.Preserver {
 		},
 		Required: func(unit string) bool { return unit == "required.service" },
 		Rescue:   keeper{m: w.manager, unit: rescueUnit},
-		Origin:   kho.Origin{BootID: "boot", Kernel: "7.2.0", Time: time.Unix(0, 0).UTC()},
-		Log:      journal.To(w),
+		Record: func(index *kho.Index) error {
+			w.recorded = index
+			return w.unrecorded
+		},
+		Origin: kho.Origin{BootID: "boot", Kernel: "7.2.0", Time: time.Unix(0, 0).UTC()},
+		Log:    journal.To(w),
 	}
 }
 

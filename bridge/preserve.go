@@ -61,6 +61,8 @@ type Preserver struct {
 	// Rescue is the fd store of this process's own unit, for what has to be
 	// taken out of held sessions.
 	Rescue Keeper
+	// Record puts the index where it survives a power cut: see RecordFile.
+	Record func(index *kho.Index) error
 	Origin kho.Origin
 	Log    *journal.Log
 }
@@ -129,6 +131,9 @@ func (p *Preserver) Run(ctx context.Context) (_ *Preserved, err error) {
 	done.Index.Duration = time.Since(start)
 	if err := seal(index, done.Index); err != nil {
 		return nil, fmt.Errorf("the index of the sessions: %w", err)
+	}
+	if err := p.Record(done.Index); err != nil {
+		p.Log.Warning("Should the live update not arrive, the next boot cannot say what was lost: %v", err)
 	}
 	p.Log.Info("%s", done.Summary())
 	p.empty(ctx, done)

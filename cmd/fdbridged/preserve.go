@@ -47,11 +47,6 @@ func preserve(ctx context.Context) error {
 		log.Err("The live update is called off: %v", err)
 		return errors.Join(err, socket.Close())
 	}
-	if preserved.Index != nil {
-		if err := bridge.Record(bridge.RecordFile, preserved.Index); err != nil {
-			log.Warning("Should the live update not arrive, the next boot cannot say what was lost: %v", err)
-		}
-	}
 	if err := socket.Ready(preserved.Summary()); err != nil {
 		return errors.Join(err, preserved.Close(), socket.Close())
 	}
@@ -77,6 +72,7 @@ func preserveStores(ctx context.Context, rules *config.Rules, socket *notify.Soc
 		Required:   rules.Required,
 		Partly:     !rules.AnyRequired(),
 		Rescue:     socket,
+		Record:     func(index *kho.Index) error { return bridge.Record(bridge.RecordFile, index) },
 		Log:        log,
 	}
 	var err error

@@ -15,7 +15,7 @@ func TestAMachineThatIsFull(t *testing.T) {
 	b := boot(t, images.with)
 	const dropIn = "/etc/systemd/system/fdbridge-preserve.service.d/test.conf"
 	b.sh("mkdir -p $(dirname %s)", dropIn)
-	b.file(dropIn, "[Service]\nMemoryMax=4M\nMemorySwapMax=0\n")
+	b.file(dropIn, "[Service]\nMemoryMax=1M\nMemorySwapMax=0\n")
 	b.units(map[string]string{"a.service": service(optIn, "a,memfd,4096,5", "b,memfd,1048576")})
 	truth := b.restarted("a.service")
 	b.calledOff()

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build vm
+
+package test
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/fdbridge/fdbridge/bridge/wire"
+)
+
+// occupier is a unit that opens the device before another one is started, and
+// has it open until the shell's command meanwhile ends.
+func occupier(before, wantedBy, order, meanwhile string) string {
+	return fmt.Sprintf(`[Unit]
+DefaultDependencies=no
+Before=%s
+%s
+[Service]
+Type=oneshot
+RemainAfterExit=yes
+ExecStart=sh -c 'exec 3<>/dev/liveupdate; { %s; } &'
+[Install]
+WantedBy=%s
+`, before, order, meanwhile, wantedBy)
+}
+
+const (
+	forEver = "sleep infinity"
+	// untilTried is longer than fdbridged tries before it says that it is
+	// ready, and shorter than a unit waits.
+	untilTried = "until systemctl -q is-active fdbridged.service; do sleep 0.2; done"
+	// untilStarted is shorter than what preserves tries.
+	untilStarted = "until systemctl show -P ActiveState fdbridge-preserve.service | grep -q ^activating; do sleep 0.2; done; sleep 2"
+)
+
+// atBoot has the device while fdbridged starts, and atPreserve while the stores
+// are preserved.
+func atBoot(meanwhile string) string {
+	return occupier("fdbridged.service shutdown.target", "sysinit.target", "Conflicts=shutdown.target", meanwhile)
+}
+
+func atPreserve(meanwhile string) string {
+	return occupier("fdbridge-preserve.service", "kexec.target", "After=shutdown.target", meanwhile)
+}
+
+// occupy changes unit files, of which those of occupiers are enabled but not
+// started, and returns what a.service finds from then on: see bed.units.
+func occupy(b *bed, files map[string]string) (truth map[string][]found) {
+	b.Helper()
+	for unit, text := range files {
+		b.file("/etc/systemd/system/"+unit, text)
+	}
+	b.sh("systemctl disable --now boot.service preserve.service; systemctl daemon-reload; systemctl enable %s",
+		strings.Join(slices.Sorted(maps.Keys(files)), " "))
+	return b.restarted("a.service")
+}
+
+// Another process has the device open when it is wanted. For a while: all is as
+// without it. For ever: units start without their fds, which are delivered when
+// it is free, and an update goes on, or is called off if that was asked for.
+func TestTheDeviceIsBusy(t *testing.T) {
+	b := boot(t, images.with)
+	// It stores nothing anew before it is told to stop.
+	a := service(optIn, "-on-stop", "a,memfd,4096,7", "b,memfd,100")
+	b.units(map[string]string{"a.service": a, "boot.service": atBoot("true"), "preserve.service": atPreserve("true")})
+
+	truth := occupy(b, map[string]string{"boot.service": atBoot(untilTried), "preserve.service": atPreserve(untilStarted)})
+	b.kexec()
+	b.same(truth)
+	b.said("fdbridged", "was restored at last")
+
+	truth = occupy(b, map[string]string{"boot.service": atBoot(forEver)})
+	b.kexec()
+	freed(b, truth)
+
+	truth = occupy(b, map[string]string{"preserve.service": atPreserve(forEver), "a.service": a + "[X-FDBridge]\nRequired=yes\n"})
+	b.calledOff()
+	b.same(truth)
+
+	occupy(b, map[string]string{"preserve.service": atPreserve(forEver), "a.service": a})
+	b.kexec()
+	if list := b.report("a.service"); len(list) != 0 {
+		b.Errorf("fds have come through an update that preserved none: %+v", list)
+	}
+	for _, said := range []string{"The live update is called off: ", "No fd store will be carried into the next kernel: ",
+		`a.service: Not carried are the fds "`} {
+		if !strings.Contains(b.m.Console(), "fdbridge: "+said) {
+			b.Errorf("the console does not say: %s", said)
+		}
+	}
+	b.off()
+}
+
+// freed looks at a unit that was started while nothing could be retrieved, and
+// goes on when the device is free.
+func freed(b *bed, truth map[string][]found) {
+	b.Helper()
+	if list := b.report("a.service"); len(list) != 0 {
+		b.Errorf("the unit has got fds that cannot have been retrieved: %+v", list)
+	}
+	b.said("fdbridge-inject", "another process has the device open")
+	if problems := b.status().Problems; len(problems) != 1 || !strings.Contains(problems[0], "cannot be restored") {
+		b.Errorf("fdbridge reports the problems %q", problems)
+	}
+	b.sh("systemctl stop boot.service")
+	b.sh("timeout 30 sh -c 'until fdbridgectl list | grep -q held; do sleep 0.1; done'")
+	if u := b.list()["a.service"]; u.State != wire.StateHeld || u.Held != 2 {
+		b.Errorf("a.service is listed as %+v, want 2 fds held", u)
+	}
+	b.sh("systemctl kill --signal=KILL a.service; timeout 30 sh -c 'while systemctl -q is-active a.service; do sleep 0.1; done'")
+	b.sh("systemctl start a.service")
+	b.same(truth)
+}
+
+// said checks that the journal of this boot has a message of a program.
+func (b *bed) said(program, message string) {
+	b.Helper()
+	if got := b.sh("journalctl --no-pager -q -b -o cat -t %s", program); !strings.Contains(got, message) {
+		b.Errorf("%s has not said %q, but:\n%s", program, message, got)
+	}
+}

@@ -52,6 +52,8 @@ type Holder struct {
 	held     []*holding        // in the order of the index
 	begun    map[string]string // the invocations in begun deliveries' marks, by hash
 	done     map[string]bool   // the names of the marks of parcels that are done
+	cut      bool              // an earlier fdbridged has ended while it retrieved sessions
+	earlier  map[string]bool   // the sessions that an earlier fdbridged has retrieved
 	adopted  []notify.Passed   // what is not assigned: the index is not read, or knows it not
 	missing  map[string]error  // by unit: why something of it cannot be had
 	unknown  error             // why it is not known what is held; nil when it is

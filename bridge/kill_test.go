@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fdbridge/fdbridge/bridge"
+	"github.com/fdbridge/fdbridge/internal/fd"
 )
 
 // Whatever fdbridged does last, the deliveries come to their end with the next.
@@ -167,6 +168,51 @@ func TestWhatAnInterruptedDeliveryHasLeftIsReplaced(t *testing.T) {
 			n, err := again.Run(t.Context())
 			result{n, err}.check(t, unit, len(u.want[unit])*b2i(reached))
 			u.check(t, d)
+		})
+	}
+}
+
+// hasty is the way to the store of an fdbridged that is killed before it has put
+// a session there that it has just retrieved.
+type hasty struct {
+	keeper
+	lose string
+	dead bool
+}
+
+func (h *hasty) Store(name string, f *fd.FD) error {
+	if h.dead = h.dead || strings.HasPrefix(name, h.lose); h.dead {
+		return nil
+	}
+	return h.keeper.Store(name, f)
+}
+
+func (h *hasty) Remove(name string) error {
+	if h.dead {
+		return nil
+	}
+	return h.keeper.Remove(name)
+}
+
+// Nothing can be done about that, but it must be said, by each fdbridged that
+// comes to it.
+func TestASessionThatIsLostWhenFdbridgedIsKilledIsNamed(t *testing.T) {
+	for name, test := range map[string]struct{ lose, names string }{
+		"the index": {"index", "handed over"},
+		"a unit's":  {"s-", "a.service"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := update(t, stores["one unit"])
+			own := keeper{m: u.manager, unit: bridge.OwnUnit}
+			d := u.start(t.Context(), filepath.Join(t.TempDir(), "socket"), &hasty{keeper: own, lose: test.lose})
+			d.stop()
+			d = u.start(t.Context(), d.socket, own)
+			if p := d.holder.Problems(); len(p) != 1 || !strings.Contains(p[0], test.names) || !strings.Contains(p[0], "was killed") {
+				t.Errorf("problems: %q", p)
+			}
+			if n, err := u.deliver(d.socket, "a.service"); n != 0 || err == nil || !strings.Contains(err.Error(), "was killed") {
+				t.Errorf("deliver: %d, %v", n, err)
+			}
 		})
 	}
 }

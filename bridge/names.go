@@ -26,9 +26,10 @@ import (
 //	                   in this invocation of the unit
 //	d-HASH             the parcel is done, though the session of its manifest lives
 //	                   on for others
+//	retrieving         not all sessions that were handed over are in this store yet
 //
 // HASH is of the session's name, or of the place of a parcel's manifest. PID 1
-// takes no open file twice, so each of the last two, which are marks and have
+// takes no open file twice, so each of the last three, which are marks and have
 // nothing to say but their names, is an empty memfd of its own.
 const (
 	indexName     = "index"
@@ -36,6 +37,8 @@ const (
 	keptPrefix    = "f-"
 	begunPrefix   = "b-"
 	donePrefix    = "d-"
+
+	retrievingName = "retrieving"
 )
 
 // address is the place of a file in a session.

@@ -106,6 +106,9 @@ func (h *Holder) adopt(passed []notify.Passed) {
 			h.sessions[kho.IndexSession] = session.Adopt(h.Kernel, p.FD)
 		case strings.HasPrefix(p.Name, keptPrefix) && h.kept[p.Name] == nil:
 			h.kept[p.Name] = p.FD
+		case p.Name == retrievingName:
+			h.cut = true
+			_ = p.FD.Close() // a mark: the store has its own
 		default:
 			h.adopted = append(h.adopted, p)
 		}
@@ -174,19 +177,12 @@ func (h *Holder) open(ctx context.Context, again bool) error {
 	}
 	defer func() { _ = device.Close() }() // sessions live on without it
 	if !again {
-		err := h.fetch(device, kho.IndexSession)
-		if errors.Is(err, session.ErrNoSession) {
-			h.strangers()
-			return nil // no live update, or none with fdbridge
-		}
-		if err == nil {
-			err = h.assign()
-		}
-		if err != nil {
+		if found, err := h.fetchIndex(device); !found || err != nil {
 			return err
 		}
 	}
-	h.fetchAll(device, again)
+	h.fetchAll(device, again && !h.cut)
+	h.remains(h.Keeper.Remove(retrievingName))
 	h.takeStock(nil)
 	if len(h.missing) == 0 {
 		h.tidy()
@@ -194,11 +190,34 @@ func (h *Holder) open(ctx context.Context, again bool) error {
 	return nil
 }
 
-// fetchAll retrieves the sessions in the index that are not there yet.
+// fetchIndex gets the index from the kernel and reads it, if there is one: without
+// a live update, or with one without fdbridge, there is none.
+func (h *Holder) fetchIndex(device *session.Device) (found bool, err error) {
+	if err := mark(h.Keeper, retrievingName); err != nil {
+		h.problem("What is lost if fdbridged crashes now will not be known: %v", err)
+	}
+	err = h.fetch(device, kho.IndexSession)
+	switch {
+	case errors.Is(err, session.ErrNoSession) && !h.cut:
+		h.strangers()
+		err = nil
+	case err != nil:
+		return false, err
+	default:
+		found, err = true, h.assign()
+	}
+	if !found || err != nil {
+		h.remains(h.Keeper.Remove(retrievingName))
+	}
+	return found, err
+}
+
+// fetchAll retrieves the sessions in the index that are not there yet; again says
+// that an earlier fdbridged had all of them.
 func (h *Holder) fetchAll(device *session.Device, again bool) {
 	for _, u := range h.index.Units {
 		for _, name := range u.Sessions {
-			if h.sessions[name] != nil {
+			if h.sessions[name] != nil || h.earlier[name] {
 				continue
 			}
 			err := h.fetch(device, name)
@@ -215,9 +234,16 @@ func (h *Holder) fetchAll(device *session.Device, again bool) {
 	}
 }
 
+// errCut says that a session was lost: it is finished when it is closed, as the
+// kernel does when fdbridged is killed right after it has retrieved it.
+var errCut = errors.New("an fdbridged was killed before it had put the session into its store, which has emptied it")
+
 // fetch retrieves one session and puts it into fdbridged's store at once.
 func (h *Holder) fetch(device *session.Device, name string) error {
 	s, err := device.Retrieve(name)
+	if h.cut && errors.Is(err, session.ErrNoSession) {
+		err = fmt.Errorf("%w: %w", errCut, err)
+	}
 	if err != nil {
 		return err
 	}
@@ -239,9 +265,9 @@ func (h *Holder) assign() error {
 		return err
 	}
 	h.index = index
-	adopted := h.sort()
+	h.earlier = h.sort()
 	h.strangers()
-	h.takeStock(adopted)
+	h.takeStock(h.earlier)
 	return nil
 }
 

@@ -50,7 +50,7 @@ func prepare(ctx context.Context) error {
 		return err
 	}
 	images.kernel = builder.Kernel
-	programs := machine.Programs("storesvc", "luoconform")
+	programs := machine.Programs("storesvc", "luoconform", "atstep")
 	files := map[string]string{guestDeb: *deb}
 	if images.with, err = builder.Image(ctx, *deb, programs, files); err != nil {
 		return err
@@ -116,7 +116,7 @@ func (b *bed) explain() {
 	b.Helper()
 	ctx, stop := context.WithTimeout(context.Background(), 20*time.Second)
 	defer stop()
-	r, err := b.m.Shell(ctx, "journalctl --no-pager -q -o short-monotonic -n 150 -t fdbridged -t fdbridge-inject -u fdbridged.service; fdbridgectl status")
+	r, err := b.m.Shell(ctx, "journalctl --no-pager -q -o short-monotonic -n 150 -t fdbridged -t fdbridge-inject; fdbridgectl status")
 	b.Logf("the journal of the guest says (%v):\n%s", err, r.Stdout)
 }
 

@@ -1,0 +1,167 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build vm
+
+package test
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
+	"github.com/fdbridge/fdbridge/bridge/wire"
+)
+
+// fault is a scenario that begins right after the live update that all share.
+type fault struct {
+	name  string
+	units map[string]string // t-NAME.service; none is started at boot
+	after func(b *bed, truth map[string][]found)
+}
+
+// TestFaultsOfADelivery kills, holds and restarts whoever has a part in a
+// delivery, at each of its steps.
+func TestFaultsOfADelivery(t *testing.T) {
+	b := boot(t, images.with)
+	b.serveUnderAtstep()
+	b.injectUnderAtstep("t-.service")
+	faults := []fault{restoreKilled(), serveKilled(), injectKilled(), startedTwice(), mainFails(), stoppedMeanwhile(), pid1Again()}
+	files := map[string]string{}
+	for _, f := range faults {
+		maps.Copy(files, f.units)
+	}
+	b.units(files)
+	truth := b.restarted(slices.Sorted(maps.Keys(files))...)
+	b.sh("touch /etc/fail-once")
+	b.steps(serveSteps, restoreSteps(len(truth))...)
+	b.kexec()
+	for _, f := range faults {
+		t.Run(f.name, func(t *testing.T) { f.after(b.in(t), truth) })
+	}
+	b.noProblems()
+	b.off()
+}
+
+// restoreSteps returns lines for steps, so that one fdbridged is killed at its
+// first step, the next at its second, and so on; but for most of those steps in
+// which one session after the other is retrieved.
+func restoreSteps(sessions int) (lines []string) {
+	const first, last = 6, 10
+	for i := range sessions + last {
+		if i < first || i > sessions-2 {
+			lines = append(lines, fmt.Sprint(i+1, " kill"))
+		}
+	}
+	return lines
+}
+
+var twoFiles = byHand(optIn, "a,memfd,4096,1", "b,memfd,8192,2,0x2")
+
+func each(units []string, text string) map[string]string {
+	files := map[string]string{}
+	for _, unit := range units {
+		files[unit] = text
+	}
+	return files
+}
+
+// fdbridged is killed while it takes over what was handed over: the first at its
+// first step, the next at its second, until one comes through.
+func restoreKilled() fault {
+	const late = "t-late.service"
+	files := map[string]string{
+		"t-early.service": byHand(optIn, "a,memfd,4096,1", "b,memfd,8192,2", "c,memfd,0"),
+		"t-lent.service":  byHand(optIn+"[Unit]\nAfter=t-early.service\n", "x,memfd,8", "lent,again,t-early.service/a,9"),
+		late:              byHand(optIn, "a,memfd,5000,1,0x2", "b,memfd,8192,2", "c,memfd,65536,3"),
+	}
+	return fault{"fdbridged is killed while it restores", files, func(b *bed, truth map[string][]found) {
+		b.until("systemctl -q is-active fdbridged.service")
+		b.hit(b.stepped(serveSteps), "RETRIEVE_SESSION", "RETRIEVE_FD", "BARRIER=1", "READY=1")
+		b.steps(serveSteps)
+		b.sh("systemctl restart fdbridged.service")
+		b.held(truth, slices.Collect(maps.Keys(truth))...)
+		b.sh("systemctl start t-early.service t-lent.service")
+		b.same(of(truth, "t-early.service", "t-lent.service"))
+		b.held(truth, late)
+		b.sh("systemctl start %s", late)
+		b.same(of(truth, late))
+	}}
+}
+
+// fdbridged is killed at each step of a delivery, which the next one brings to
+// its end.
+func serveKilled() fault {
+	units := numbered("t-serve", 10)
+	return fault{"fdbridged is killed while it delivers", each(units, twoFiles), func(b *bed, truth map[string][]found) {
+		var hits []string
+		for i, unit := range units {
+			b.steps(serveSteps, fmt.Sprintf("+%d kill", i+1))
+			b.sh("systemctl restart fdbridged.service; systemctl start %s", unit)
+			b.same(of(truth, unit))
+			hits = append(hits, b.stepped(serveSteps)...)
+			if len(hits) == i {
+				break
+			}
+		}
+		b.hit(hits, "FDSTORE=1 FDPOLL=0 FDNAME=b-", `{"unit":`, "FINISH", "FDSTOREREMOVE=1 FDNAME=b-", "FDSTOREREMOVE=1 FDNAME=s-", "{")
+		b.steps(serveSteps)
+		b.sh("systemctl restart fdbridged.service; systemctl restart %s", strings.Join(units, " "))
+		b.same(of(truth, units...))
+	}}
+}
+
+// fdbridge-inject is killed before, between and after its messages. The unit
+// starts with what had arrived; the rest is held, and not mixed with what the
+// unit has then.
+func injectKilled() fault {
+	units := numbered("t-inject", 12)
+	// It must not store anything by itself when it finds nothing.
+	files := each(units, byHand(optIn, "-on-stop", "a,memfd,4096,1", "b,memfd,8192,2,0x2"))
+	return fault{"fdbridge-inject is killed", files, func(b *bed, truth map[string][]found) {
+		var hits []string
+		for i, unit := range units {
+			b.steps(injectSteps, fmt.Sprintf("%d kill", i+1))
+			b.sh("systemctl start %s", unit)
+			hits = append(hits, b.stepped(injectSteps)...)
+			b.sh("rm %s/*", injectSteps)
+			b.completed(unit, truth[unit])
+			if len(hits) == i {
+				break
+			}
+		}
+		b.hit(hits, `{"op":"deliver"`, "RETRIEVE_FD", "FDSTORE=1", "BARRIER=1", `{"op":"delivered"`, "exit")
+	}}
+}
+
+// completed looks at a unit whose fdbridge-inject was killed, and does what is
+// to be done so that it gets what it has not got.
+func (b *bed) completed(unit string, want []found) {
+	b.Helper()
+	got := b.report(unit)
+	// What is delivered last stands in front.
+	if diff := cmp.Diff(want[len(want)-min(len(got), len(want)):], got, cmpopts.IgnoreFields(found{}, "Inode"), cmpopts.EquateEmpty()); diff != "" {
+		b.Errorf("%s was started with other fds than its last %d (-want +got):\n%s", unit, len(got), diff)
+	}
+	u := b.list()[unit]
+	if held := u.State == wire.StateHeld && u.Held == len(want); !held && len(got) < len(want) {
+		b.Errorf("%s has got %d fds, and is listed as %+v", unit, len(got), u)
+	}
+	again := "systemctl kill --signal=KILL %[1]s; timeout 60 sh -c 'while systemctl -q is-active %[1]s; do sleep 0.1; done'; systemctl start %[1]s"
+	b.sh(again, unit)
+	if u.Held > 0 && len(got) > 0 {
+		if diff := cmp.Diff(got, b.report(unit)); diff != "" {
+			b.Errorf("%s finds other fds in its next start (-before +now):\n%s", unit, diff)
+		}
+		advice := "systemctl clean --what=fdstore " + unit
+		if log := b.sh("journalctl --no-pager -q -t fdbridge-inject -u %s", unit); !strings.Contains(log, advice) {
+			b.Errorf("the log of %s does not say %q:\n%s", unit, advice, log)
+		}
+		b.sh("systemctl kill --signal=KILL %[1]s; timeout 60 sh -c 'while systemctl -q is-active %[1]s; do sleep 0.1; done'; %[2]s; systemctl start %[1]s", unit, advice)
+	}
+	b.same(map[string][]found{unit: want})
+}

@@ -54,12 +54,12 @@ func TestSoak(t *testing.T) {
 	}
 	for n := range *updates {
 		s.change()
-		fault := s.fault()
-		t.Logf("update %d of %d: %d units, %s", n+1, *updates, len(s.units), fault.name)
+		mishap := s.mishap()
+		t.Logf("update %d of %d: %d units, %s", n+1, *updates, len(s.units), mishap.name)
 		s.establish()
-		fault.before()
+		mishap.before()
 		s.bed.kexec()
-		fault.after()
+		mishap.after()
 		s.check()
 		if t.Failed() {
 			break
@@ -173,17 +173,17 @@ func (s *soak) check() {
 	s.noProblems()
 }
 
-// fault is what comes between: before the update is begun and after it.
-type fault struct {
+// mishap is what comes between: before the update is begun and after it.
+type mishap struct {
 	name          string
 	before, after func()
 }
 
 const killServe = "systemctl kill --signal=KILL --kill-whom=main fdbridged.service; timeout 60 sh -c 'until fdbridgectl list; do sleep 0.1; done' > /dev/null"
 
-func (s *soak) fault() fault {
+func (s *soak) mishap() mishap {
 	nothing := func() {}
-	faults := []fault{
+	mishaps := []mishap{
 		{"no fault", nothing, nothing},
 		{"fdbridged is killed before the update", func() { s.sh(killServe) }, nothing},
 		{"fdbridged is killed after the update", nothing, func() { s.sh(killServe) }},
@@ -201,7 +201,7 @@ func (s *soak) fault() fault {
 			}
 		}, nothing},
 	}
-	return faults[s.IntN(len(faults))]
+	return mishaps[s.IntN(len(mishaps))]
 }
 
 // A thousand units, which is more than there are sessions before Linux 7.2.

@@ -79,6 +79,9 @@ func (t *tracer) stopped(thread int) error {
 	}
 	p := t.plan
 	t.plan = nil
+	if now, err := readPlan(p.dir); err != nil || now == nil || *now != *p {
+		return err // there is another plan now, for another run
+	}
 	if err := p.done(step); err != nil {
 		return err
 	}

@@ -65,6 +65,9 @@ func (c Config) cmdline() string {
 	args := []string{
 		"kho=on", "liveupdate=on", "console=ttyS0", "printk.time=1",
 		"root=/dev/vda", "rw", "panic=-1",
+		// A busy host has been seen to keep an emulated timer from ticking in the
+		// moment in which the kernel tests it, upon which that panics.
+		"no_timer_check",
 	}
 	return strings.Join(append(args, c.KernelArgs...), " ")
 }

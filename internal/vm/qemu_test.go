@@ -17,7 +17,7 @@ func TestCommandLine(t *testing.T) {
 		Memory: 2048, CPUs: 2, Accel: TCG,
 	}
 	const common = " -nodefaults -display none -m 2048 -smp 2 -kernel /k/bzImage" +
-		" -append 'kho=on liveupdate=on console=ttyS0 printk.time=1 root=/dev/vda rw panic=-1' -device virtio-rng-pci"
+		" -append 'kho=on liveupdate=on console=ttyS0 printk.time=1 root=/dev/vda rw panic=-1 no_timer_check' -device virtio-rng-pci"
 	const (
 		snapshot = " -drive if=virtio,format=raw,snapshot=on,file=/i,,1/disk.img"
 		console  = " -chardev file,id=console,append=on,path=/run/a/console.log -serial chardev:console"

@@ -94,6 +94,7 @@ func (s *Server) status(conn *wire.Conn) error {
 		status.Handover = handover(index)
 		status.Held = len(s.Holder.Units())
 	}
+	status.Unknown = text(s.Holder.state(""))
 	if err := conn.Send(wire.Answer{Status: &status}, nil); err != nil {
 		return err
 	}

@@ -24,6 +24,9 @@ const (
 	LostFile = "/run/fdbridge/lost"
 )
 
+// ErrUnsettled says that it is not known what the last live update has brought.
+var ErrUnsettled = errors.New("it is not known what the last live update has brought")
+
 // Record writes an index to the disk, and returns when it is there.
 func Record(path string, index *kho.Index) error {
 	data, err := index.Encode()
@@ -42,7 +45,8 @@ func Record(path string, index *kho.Index) error {
 type Arrival struct {
 	Record, Lost string // RecordFile and LostFile but in tests
 	BootID       string // of the running kernel
-	// Handover returns what the last live update has brought, nil without one.
+	// Handover returns what the last live update has brought, nil without one, or
+	// an error such as ErrUnsettled.
 	Handover func() (*wire.Handover, error)
 	Log      *journal.Log
 }

@@ -91,6 +91,9 @@ func TestADeviceThatIsBusyIsTriedAgain(t *testing.T) {
 	if p := d.holder.Problems(); len(p) != 1 || !strings.Contains(p[0], session.ErrBusy.Error()) {
 		t.Errorf("problems: %q", p)
 	}
+	if unknown := statusOf(t, d.socket).Unknown; !strings.Contains(unknown, session.ErrBusy.Error()) {
+		t.Errorf("status says that it is unknown because %q", unknown)
+	}
 	waiting := run(t, u.inject(d.socket, "a.service", keeper{m: u.manager, unit: "a.service"}))
 	retried := make(chan bool)
 	go func() { retried <- d.holder.Retry(t.Context()) }()
@@ -99,8 +102,24 @@ func TestADeviceThatIsBusyIsTriedAgain(t *testing.T) {
 		t.Error("Retry says that there was nothing to do")
 	}
 	(<-waiting).check(t, "a.service", 5)
+	if s := statusOf(t, d.socket); s.Unknown != "" || s.Handover == nil {
+		t.Errorf("status after that: %+v", s)
+	}
 	d.stop()
 	u.check(t, u.serveOwn())
+}
+
+func statusOf(t *testing.T, socket string) (status wire.Status) {
+	t.Helper()
+	err := wire.Ask(socket, wire.OpStatus, func(a *wire.Answer) {
+		if a.Status != nil {
+			status = *a.Status
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return status
 }
 
 func TestNothingIsSaidToBeHeldOnlyWhenThatIsKnown(t *testing.T) {

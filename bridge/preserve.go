@@ -21,6 +21,8 @@ const (
 	OwnUnit = "fdbridged.service"
 	// PreserveUnit is the unit of what preserves, see Preserver.Rescue.
 	PreserveUnit = "fdbridge-preserve.service"
+	// ArrivalUnit is the unit of what reviews an Arrival.
+	ArrivalUnit = "fdbridge-arrival.service"
 )
 
 // deviceTimeout bounds how long to wait for another process that has

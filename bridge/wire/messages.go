@@ -143,6 +143,8 @@ type Status struct {
 	// Handover is what the last live update brought; nil when this kernel was
 	// started without one, or by one without fdbridge.
 	Handover *Handover `json:"handover,omitempty"`
+	// Unknown says why it is not known what the last live update brought.
+	Unknown string `json:"unknown,omitempty"`
 	// Held counts the units that fds wait for.
 	Held int `json:"held"`
 }

@@ -4,6 +4,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"time"
 
@@ -26,7 +27,12 @@ func arrival() error {
 		Record: bridge.RecordFile, Lost: bridge.LostFile, BootID: origin.BootID,
 		Handover: handover, Log: journal.Native("fdbridged"),
 	}
-	return a.Review()
+	err = a.Review()
+	if errors.Is(err, bridge.ErrUnsettled) { // fdbridged starts this again when it is
+		a.Log.Warning("%v", err)
+		return nil
+	}
+	return err
 }
 
 // handover asks fdbridged. A kernel without live update has taken nothing over.
@@ -34,10 +40,14 @@ func handover() (found *wire.Handover, err error) {
 	if _, err := os.Stat(session.Path); errors.Is(err, unix.ENOENT) {
 		return nil, nil
 	}
+	unknown := ""
 	err = wire.Ask(wire.Path, wire.OpStatus, func(answer *wire.Answer) {
 		if answer.Status != nil {
-			found = answer.Status.Handover
+			found, unknown = answer.Status.Handover, answer.Status.Unknown
 		}
 	})
+	if err == nil && unknown != "" {
+		err = fmt.Errorf("%w: %s", bridge.ErrUnsettled, unknown)
+	}
 	return found, err
 }

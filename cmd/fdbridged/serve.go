@@ -81,6 +81,9 @@ func run(ctx context.Context, server *bridge.Server, pinner *bridge.Pinner, list
 	running.Go(func() {
 		if server.Holder.Retry(ctx) {
 			addDropIns(ctx, server.Holder)
+			if err := startArrival(ctx); err != nil {
+				log.Warning("The next boot may say that the last live update has not arrived: %v", err)
+			}
 		}
 	})
 	stop := context.AfterFunc(ctx, func() {
@@ -158,6 +161,15 @@ func addDropIns(ctx context.Context, holder *bridge.Holder) {
 	if err != nil {
 		holder.Problem("Not every unit that fds are held for will get them when it starts: %v", err)
 	}
+}
+
+// startArrival has it noted that the last live update has arrived after all.
+func startArrival(ctx context.Context) error {
+	manager, err := units.Connect(ctx, units.PrivateSocket)
+	if err != nil {
+		return err
+	}
+	return errors.Join(manager.Start(ctx, bridge.ArrivalUnit), manager.Close())
 }
 
 // traceToKernelLog keeps what the runtime says of a crash, as this service has

@@ -39,7 +39,7 @@ func TestCommandLine(t *testing.T) {
 				" -chardev stdio,id=console,mux=on,signal=off,logfile=/run/a/console.log" +
 				" -serial chardev:console -mon chardev=console" + agent},
 		"kernel arguments": {func(c *Config) { c.KernelArgs = []string{"a=b", "quiet"} },
-			tcg + strings.Replace(common, "panic=-1", "panic=-1 a=b quiet", 1) + snapshot + " -no-reboot" + console + agent},
+			tcg + strings.Replace(common, "no_timer_check", "no_timer_check a=b quiet", 1) + snapshot + " -no-reboot" + console + agent},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -160,8 +160,7 @@ func (b *bed) completed(unit string, want []found) {
 		if log := b.sh("journalctl --sync; journalctl --no-pager -q -u %s", unit); !strings.Contains(log, advice) {
 			b.Errorf("the log of %s does not say %q:\n%s", unit, advice, log)
 		}
-		b.killed(unit)
-		b.sh("%s; systemctl start %s", advice, unit)
+		b.sh("systemctl stop %[1]s; %[2]s; systemctl start %[1]s", unit, advice)
 	}
 	b.same(map[string][]found{unit: want})
 }

@@ -203,8 +203,8 @@ func (s *Server) mayBegin(ctx context.Context, p *holding, idle bool, invocation
 			"\"fdbridgectl drop %s\" lets go of what is held", n, p.Unit)
 	case begun != invocation:
 		return false, fmt.Errorf("an earlier delivery was interrupted, the unit ran with what had arrived, and its fd store has %d fds; "+
-			"stop it, empty its store with \"systemctl clean --what=fdstore %s\" and start it to give it all that is held, "+
-			"or let go of that with \"fdbridgectl drop %s\"", n, p.Unit, p.Unit)
+			"stop it (\"systemctl reset-failed\" if it has failed), empty its store with \"systemctl clean --what=fdstore %s\" "+
+			"and start it to give it all that is held, or let go of that with \"fdbridgectl drop %s\"", n, p.Unit, p.Unit)
 	}
 	return true, nil
 }

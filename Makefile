@@ -50,7 +50,7 @@ test-fuzz: ## Run each fuzzer for FUZZTIME
 
 .PHONY: test-vm
 test-vm: deps deb ## Run the scenarios in the VM; RUN= chooses some
-	go test -tags vm -count 1 -v -timeout 40m -parallel 2 -run '$(RUN)' ./test -deb "$(CURDIR)/$(DEB)"
+	go test -tags vm -count 1 -v -timeout 75m -parallel 2 -run '$(RUN)' ./test -deb "$(CURDIR)/$(DEB)"
 
 .PHONY: soak
 soak: deps deb ## Go through 20 live updates with random units and faults; SOAK="-seed N -updates N"

@@ -77,7 +77,7 @@ type bed struct {
 }
 
 // boot starts a machine from an image and waits until it is up. A scenario as
-// a whole may take ten minutes.
+// a whole may take a quarter of an hour.
 func boot(t *testing.T, image string, args ...string) *bed {
 	t.Helper()
 	return bootConfig(t, vm.Config{Image: image, KernelArgs: args})
@@ -86,7 +86,7 @@ func boot(t *testing.T, image string, args ...string) *bed {
 func bootConfig(t *testing.T, config vm.Config) *bed {
 	t.Helper()
 	t.Parallel()
-	return bootFor(t, 10*time.Minute, config)
+	return bootFor(t, 15*time.Minute, config)
 }
 
 // bootFor is boot for a scenario that may take that long as a whole.

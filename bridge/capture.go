@@ -95,6 +95,13 @@ func (p *parcel) close() {
 	}
 }
 
+// closeAll closes parcels that are not packed.
+func closeAll(parcels []*parcel) {
+	for _, parcel := range parcels {
+		parcel.close()
+	}
+}
+
 // stores is what was found in PID 1.
 type stores struct {
 	parcels    []*parcel
@@ -146,13 +153,13 @@ func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) 
 		if !store.OptedIn() || p.Excluded(store.Unit) {
 			return
 		}
-		made := p.captured(store, found.shared)
+		made, entries := p.captured(store, found.shared)
 		if len(made.items) == 0 {
 			return
 		}
 		found.parcels = append(found.parcels, made)
 		queue <- func() {
-			p.capture(ctx, made, made.ours(store.Entries), duplicator)
+			p.capture(ctx, made, entries, duplicator)
 			packer.pack(made)
 		}
 	})
@@ -179,16 +186,18 @@ func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) 
 	return found, nil
 }
 
-// captured makes a parcel of a unit's store, whose files are still to be had.
-func (p *Preserver) captured(store *units.Store, leaves bool) *parcel {
-	made := &parcel{
+// captured makes a parcel of a unit's store, whose files are still to be had, and
+// returns the entries that they are of.
+func (p *Preserver) captured(store *units.Store, leaves bool) (made *parcel, entries []units.Entry) {
+	made = &parcel{
 		unit:     store.Unit,
 		identity: kho.Identity{Fragment: store.FragmentPath, User: store.User, Group: store.Group},
 		origin:   p.Origin,
 		leaves:   leaves,
 	}
-	made.items = items(made.ours(store.Entries))
-	return made
+	entries = made.ours(store.Entries)
+	made.items = items(entries)
+	return made, entries
 }
 
 func items(entries []units.Entry) []item {
@@ -200,8 +209,8 @@ func items(entries []units.Entry) []item {
 	return list
 }
 
-// capture duplicates the files of a store, unless ctx has ended. A store that has changed since it
-// was listed is listed again, and PID 1's fds with it.
+// capture duplicates the files of a store, unless ctx has ended. A store that has
+// changed since it was listed is listed again, and PID 1's fds with it.
 func (p *Preserver) capture(ctx context.Context, parcel *parcel, entries []units.Entry, duplicator func() (Duplicator, error)) {
 	if ctx.Err() != nil {
 		parcel.lose(context.Cause(ctx))

@@ -94,9 +94,7 @@ func (p *Preserver) takeHeld(store *units.Store, duplicator Duplicator) (parcels
 		}
 	}
 	if len(lost) > 0 {
-		for _, parcel := range parcels {
-			parcel.close()
-		}
+		closeAll(parcels)
 		return nil, nil, fmt.Errorf("%w: %w", ErrRequired, errors.Join(lost...))
 	}
 	p.finishHeld(left)

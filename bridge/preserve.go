@@ -218,9 +218,7 @@ func (p *Preserver) fill(ctx context.Context, done *Preserved) (index *session.S
 		return nil, err
 	}
 	if err := p.require(done.Index.Units); err != nil {
-		for _, parcel := range held {
-			parcel.close()
-		}
+		closeAll(held)
 		return nil, err
 	}
 	for _, parcel := range held {

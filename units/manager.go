@@ -89,3 +89,13 @@ func (m *Manager) Close() error {
 	m.cancel()
 	return err
 }
+
+// Start starts a unit, and does not wait until it has.
+func (m *Manager) Start(ctx context.Context, unit string) error {
+	ctx, stop := context.WithTimeout(ctx, CallTimeout)
+	defer stop()
+	if _, err := m.sd.StartUnitContext(ctx, unit, "replace", nil); err != nil {
+		return fmt.Errorf("start %s: %w: %w", unit, ErrManager, err)
+	}
+	return nil
+}

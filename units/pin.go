@@ -62,16 +62,6 @@ func pinned(units []string) string {
 	return fmt.Sprintf("Keeps the fd stores of %d units", len(units))
 }
 
-// Start starts a unit, and does not wait until it has.
-func (m *Manager) Start(ctx context.Context, unit string) error {
-	ctx, stop := context.WithTimeout(ctx, CallTimeout)
-	defer stop()
-	if _, err := m.sd.StartUnitContext(ctx, unit, "replace", nil); err != nil {
-		return fmt.Errorf("start %s: %w: %w", unit, ErrManager, err)
-	}
-	return nil
-}
-
 // Refresh makes PID 1 notice new unit files and drop-ins of units that are not
 // loaded, without a daemon-reload: loading any unit looks at the directories'
 // time stamps (unit_load_fragment in src/core/load-fragment.c), but creating a

@@ -265,11 +265,16 @@ func (q *questions) dump(s *Store) {
 // property asks for a property of a store's unit, which is a string or a
 // number as dest is, and stays empty where the unit is gone.
 func (q *questions) property(s *Store, iface, name string, dest any) {
-	q.calls = append(q.calls, bulk.Call{
-		Path: unitPath(s.Unit), Interface: "org.freedesktop.DBus.Properties", Member: "Get",
-		Args: []any{iface, name}, Signature: "v", Read: func(b *bulk.Reader) { readValue(b, dest) },
-	})
+	q.calls = append(q.calls, getProperty(unitPath(s.Unit), iface, name, func(b *bulk.Reader) { readValue(b, dest) }))
 	q.about = append(q.about, about{store: s, what: "property " + name, fine: []string{errUnknownObject}, undo: func() {}})
+}
+
+// getProperty is a call for a property, which read reads as a variant.
+func getProperty(path, iface, name string, read func(b *bulk.Reader)) bulk.Call {
+	return bulk.Call{
+		Path: path, Interface: "org.freedesktop.DBus.Properties", Member: "Get",
+		Args: []any{iface, name}, Signature: "v", Read: read,
+	}
 }
 
 // ask puts the questions, and calls each with every store as soon as all has

@@ -73,11 +73,9 @@ const carryingVersion = 261
 // sessions.
 func (r *Reader) Carries(ctx context.Context) (bool, error) {
 	var version string
-	calls := []bulk.Call{{
-		Path: managerPath, Interface: "org.freedesktop.DBus.Properties", Member: "Get",
-		Args: []any{managerInterface, "Version"}, Signature: "v",
-		Read: func(b *bulk.Reader) { readValue(b, &version) },
-	}}
+	calls := []bulk.Call{
+		getProperty(managerPath, managerInterface, "Version", func(b *bulk.Reader) { readValue(b, &version) }),
+	}
 	err := r.connected(ctx, func(ctx context.Context, a asker) error { return a.calls(ctx, calls, nil) })
 	if err = errors.Join(err, calls[0].Err); err != nil {
 		return false, fmt.Errorf("read the version of the service manager: %w", err)

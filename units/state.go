@@ -21,11 +21,7 @@ type State struct {
 func (r *Reader) State(ctx context.Context, unit string) (State, error) {
 	var s State
 	property := func(name, signature string, read func(b *bulk.Reader)) bulk.Call {
-		return bulk.Call{
-			Path: unitPath(unit), Interface: "org.freedesktop.DBus.Properties", Member: "Get",
-			Args: []any{unitInterface, name}, Signature: "v",
-			Read: func(b *bulk.Reader) { b.Variant(signature); read(b) },
-		}
+		return getProperty(unitPath(unit), unitInterface, name, func(b *bulk.Reader) { b.Variant(signature); read(b) })
 	}
 	calls := []bulk.Call{
 		property("LoadState", "s", func(b *bulk.Reader) { s.Load = b.Text() }),

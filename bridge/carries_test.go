@@ -122,16 +122,3 @@ func TestAnUpdateThatIsCalledOffHasEmptiedNothing(t *testing.T) {
 		t.Errorf("%v, emptied: %v", err, w.emptied)
 	}
 }
-
-func TestASessionIsCarriedByAPID1ThatCarriesStores(t *testing.T) {
-	for carries, want := range map[bool]bridge.Outcome{true: bridge.Carried, false: bridge.Lossy} {
-		c := newChecked(t)
-		c.carries = carries
-		c.add("a.service", "yes")
-		c.put("a.service", ownSession, "")
-		check := c.run(t, nil)
-		if e := check.Units[0].Entries; check.Outcome != want || e[0].Carried != carries || e[0].Type != "luo_session" {
-			t.Errorf("carries %v: %s, %+v", carries, check.Outcome, e)
-		}
-	}
-}

@@ -10,7 +10,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/fdbridge/fdbridge/bridge"
+	"github.com/fdbridge/fdbridge/bridge/check"
 	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/internal/vm"
 	"github.com/fdbridge/fdbridge/test/machine"
@@ -87,18 +87,18 @@ func refuses(b *bed) {
 
 	b.sh("kexec -s -l %s --reuse-cmdline", machine.NextKernel)
 	b.ctl(1, leak, "check")
-	check := func(status int) (found bridge.Check) {
+	finds := func(status int) (found check.Result) {
 		b.Helper()
 		if err := json.Unmarshal([]byte(b.ctl(status, "{", "check", "--json")), &found); err != nil {
 			b.Fatal(err)
 		}
 		return found
 	}
-	entries := map[string][]bridge.CheckedEntry{}
-	for _, u := range check(1).Units {
+	entries := map[string][]check.Entry{}
+	for _, u := range finds(1).Units {
 		entries[u.Unit] = u.Entries
 	}
-	lost := func(e bridge.CheckedEntry) bool { return !e.Carried }
+	lost := func(e check.Entry) bool { return !e.Carried }
 	if e := entries["pipe.service"]; len(e) != 2 || e[0].Name != "leak" || e[0].Carried || e[0].Reason == "" || !e[1].Carried {
 		b.Errorf("check has pipe.service as %+v", e)
 	}
@@ -107,7 +107,7 @@ func refuses(b *bed) {
 	}
 	b.sh("systemctl stop pipe.service; systemctl clean --what=fdstore pipe.service")
 	b.ctl(0, "Nothing would be lost: 5 fds of 2 units", "check")
-	if found := check(0); found.Outcome != bridge.Carried || !found.Kernel.Loaded {
+	if found := finds(0); found.Outcome != check.Carried || !found.Kernel.Loaded {
 		b.Errorf("check finds %+v", found)
 	}
 	b.sh("kexec -u")

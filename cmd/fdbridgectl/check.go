@@ -12,7 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"github.com/fdbridge/fdbridge/bridge"
+	"github.com/fdbridge/fdbridge/bridge/check"
 	"github.com/fdbridge/fdbridge/bridge/config"
 	"github.com/fdbridge/fdbridge/kho"
 	"github.com/fdbridge/fdbridge/units"
@@ -20,25 +20,25 @@ import (
 
 // host is the machine whose next live update is checked and begun.
 type host struct {
-	bridge.Kexec
+	check.Kexec
 	cmdline func() (string, error) // of the running kernel
 }
 
 func thisHost() host {
 	return host{
-		Kexec:   bridge.Kexec{Check: check, Load: kho.LoadKernel, Start: start},
+		Kexec:   check.Kexec{Check: checkNow, Load: kho.LoadKernel, Start: start},
 		cmdline: func() (string, error) { return kho.ReadCommandLine(os.DirFS("/")) },
 	}
 }
 
-// check checks by the same settings as fdbridged preserves by, which is where
+// checkNow checks by the same settings as fdbridged preserves by, which is where
 // problems of theirs are reported.
-func check(ctx context.Context, target *bridge.Target) (*bridge.Check, error) {
+func checkNow(ctx context.Context, target *check.Target) (*check.Result, error) {
 	rules, _ := config.LoadRules("/")
 	reader := &units.Reader{Socket: units.PrivateSocket}
-	checker := bridge.Checker{
+	checker := check.Checker{
 		Stores:     reader,
-		Duplicator: func() (bridge.Duplicator, error) { return units.OpenDuplicator(1) },
+		Duplicator: func() (check.Duplicator, error) { return units.OpenDuplicator(1) },
 		State:      reader.State,
 		Excluded:   rules.Excluded,
 		Required:   rules.Required,
@@ -68,11 +68,11 @@ const (
 )
 
 // verdict is the end of a command that has reported what a check found.
-func verdict(outcome bridge.Outcome, err error) error {
+func verdict(outcome check.Outcome, err error) error {
 	switch outcome {
-	case bridge.Carried:
+	case check.Carried:
 		return nil
-	case bridge.Lossy:
+	case check.Lossy:
 		return failure{statusLossy, err}
 	}
 	return failure{statusImpossible, err}
@@ -102,7 +102,7 @@ func checkCommand(h host, asJSON *bool) *cobra.Command {
 	return cmd
 }
 
-func checkImage(ctx context.Context, h host, name string) (*bridge.Check, error) {
+func checkImage(ctx context.Context, h host, name string) (*check.Result, error) {
 	if name == "" {
 		return h.Check(ctx, nil)
 	}
@@ -115,11 +115,11 @@ func checkImage(ctx context.Context, h host, name string) (*bridge.Check, error)
 	if err != nil {
 		return nil, err
 	}
-	return h.Check(ctx, &bridge.Target{Name: name, Image: kernel, Size: info.Size()})
+	return h.Check(ctx, &check.Target{Name: name, Image: kernel, Size: info.Size()})
 }
 
 func kexecCommand(h host, asJSON *bool) *cobra.Command {
-	var o bridge.KexecOptions
+	var o check.Options
 	var reuse bool
 	cmd := &cobra.Command{
 		Use:   "kexec",
@@ -132,12 +132,12 @@ func kexecCommand(h host, asJSON *bool) *cobra.Command {
 			if err := complete(cmd, h, &o, reuse); err != nil {
 				return err
 			}
-			var outcome bridge.Outcome
-			err := h.Run(cmd.Context(), o, func(found *bridge.Check) error {
+			var outcome check.Outcome
+			err := h.Run(cmd.Context(), o, func(found *check.Result) error {
 				outcome = found.Outcome
 				return output(cmd.OutOrStdout(), *asJSON, found, func() string { return checkText(found) })
 			})
-			if errors.Is(err, bridge.ErrRefused) {
+			if errors.Is(err, check.ErrRefused) {
 				return verdict(outcome, errors.New("nothing was done; --force does it nevertheless"))
 			}
 			return err
@@ -153,7 +153,7 @@ func kexecCommand(h host, asJSON *bool) *cobra.Command {
 }
 
 // complete refuses options that do not go together, and fills in the command line.
-func complete(cmd *cobra.Command, h host, o *bridge.KexecOptions, reuse bool) (err error) {
+func complete(cmd *cobra.Command, h host, o *check.Options, reuse bool) (err error) {
 	given := cmd.Flags().Changed("cmdline")
 	switch {
 	case o.Kernel == "" && (o.Initrd != "" || given || reuse):

@@ -7,7 +7,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"github.com/fdbridge/fdbridge/bridge"
+	"github.com/fdbridge/fdbridge/bridge/check"
 )
 
 const (
@@ -16,12 +16,12 @@ const (
 )
 
 // checkText is the verdict in a line, then each problem and what to do about it.
-func checkText(c *bridge.Check) string {
+func checkText(c *check.Result) string {
 	var text strings.Builder
 	text.WriteString(verdictText(c) + "\n")
 	for i := range c.Problems {
 		p := &c.Problems[i]
-		label := map[bridge.Outcome]string{bridge.Impossible: "Impossible: ", bridge.Lossy: "Loss: "}[p.Outcome]
+		label := map[check.Outcome]string{check.Impossible: "Impossible: ", check.Lossy: "Loss: "}[p.Outcome]
 		if label == "" {
 			label = "Note: "
 		}
@@ -31,16 +31,16 @@ func checkText(c *bridge.Check) string {
 	return text.String()
 }
 
-func verdictText(c *bridge.Check) string {
+func verdictText(c *check.Result) string {
 	carried, lost := c.Count()
 	switch {
-	case c.Outcome == bridge.Impossible:
+	case c.Outcome == check.Impossible:
 		return "A live update cannot work."
 	case c.CalledOff:
 		return "The live update would be called off: fds of a required unit would be lost."
-	case c.Outcome == bridge.Lossy && lost > 0:
+	case c.Outcome == check.Lossy && lost > 0:
 		return fmt.Sprintf("Something would be lost: %d of %s.", lost, count(carried+lost, "fd"))
-	case c.Outcome == bridge.Lossy:
+	case c.Outcome == check.Lossy:
 		return "Something would be lost, or may be."
 	case carried == 0:
 		return "Nothing would be lost: nothing is stored."
@@ -50,7 +50,7 @@ func verdictText(c *bridge.Check) string {
 }
 
 // subject says what a problem is about.
-func subject(p *bridge.CheckProblem) string {
+func subject(p *check.Problem) string {
 	if p.Unit == "" {
 		return ""
 	}

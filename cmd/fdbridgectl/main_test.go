@@ -20,7 +20,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"golang.org/x/sys/unix"
 
-	"github.com/fdbridge/fdbridge/bridge"
+	"github.com/fdbridge/fdbridge/bridge/check"
 	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
 )
@@ -89,12 +89,12 @@ func testHost(ts *testscript.TestScript) host {
 		return err
 	}
 	h := host{cmdline: func() (string, error) { return "running cmdline", nil }}
-	h.Check = func(_ context.Context, target *bridge.Target) (*bridge.Check, error) {
+	h.Check = func(_ context.Context, target *check.Target) (*check.Result, error) {
 		data, err := os.ReadFile(ts.MkAbs("found"))
 		if err != nil {
 			return nil, err
 		}
-		var found bridge.Check
+		var found check.Result
 		decoder := json.NewDecoder(bytes.NewReader(data))
 		decoder.DisallowUnknownFields()
 		if err := decoder.Decode(&found); err != nil {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package bridge
+package check
 
 import (
 	"context"
@@ -24,10 +24,10 @@ type Target struct {
 }
 
 // target looks at the kernel that would be booted.
-func (c *Checker) target(ctx context.Context, check *Check, target *Target) (err error) {
-	check.Kernel.Loaded, err = kho.ReadLoaded(c.Root)
+func (c *Checker) target(ctx context.Context, found *Result, target *Target) (err error) {
+	found.Kernel.Loaded, err = kho.ReadLoaded(c.Root)
 	if errors.Is(err, fs.ErrNotExist) {
-		check.add(Impossible, "Boot a kernel with CONFIG_KEXEC_FILE=y.", "this kernel has no kexec")
+		found.add(Impossible, "Boot a kernel with CONFIG_KEXEC_FILE=y.", "this kernel has no kexec")
 		return nil
 	}
 	if err != nil {
@@ -35,16 +35,16 @@ func (c *Checker) target(ctx context.Context, check *Check, target *Target) (err
 	}
 	scratch := kho.ReadScratch(c.Root)
 	if scratch.Known {
-		check.Memory.Scratch = &scratch.Value
+		found.Memory.Scratch = &scratch.Value
 	}
 	switch {
 	case target != nil:
-		return c.named(ctx, check, target)
-	case !check.Kernel.Loaded:
-		check.add(Impossible, "Load one with fdbridgectl kexec, or kexec --kexec-file-syscall --load.",
+		return c.named(ctx, found, target)
+	case !found.Kernel.Loaded:
+		found.add(Impossible, "Load one with fdbridgectl kexec, or kexec --kexec-file-syscall --load.",
 			"no kernel is loaded for kexec")
 	default:
-		check.add(Carried, "Name its image with --kernel, or load it with fdbridgectl kexec.",
+		found.add(Carried, "Name its image with --kernel, or load it with fdbridgectl kexec.",
 			"which kernel is loaded, with which command line, and whether by kexec_file_load, "+
 				"without which nothing is carried, cannot be told")
 	}
@@ -52,28 +52,28 @@ func (c *Checker) target(ctx context.Context, check *Check, target *Target) (err
 }
 
 // named looks at an image.
-func (c *Checker) named(ctx context.Context, check *Check, target *Target) error {
-	check.Kernel.Image = target.Name
+func (c *Checker) named(ctx context.Context, found *Result, target *Target) error {
+	found.Kernel.Image = target.Name
 	kernel, err := image.Read(ctx, target.Image, target.Size)
 	switch {
 	case ctx.Err() != nil:
 		return context.Cause(ctx)
 	case err != nil:
-		check.add(Impossible, "Name a bzImage.", "%s: %v", target.Name, err)
+		found.add(Impossible, "Name a bzImage.", "%s: %v", target.Name, err)
 		return nil
 	}
 	running, err := image.Running(ctx, c.Root)
 	if err != nil {
 		return err
 	}
-	check.Kernel.Release = kernel.Release
-	check.readable(kernel.CanRead(running), target.Name)
-	if check.Kernel.Cmdline = target.Cmdline; target.Cmdline == nil && kernel.Cmdline != "" {
-		check.Kernel.Cmdline = &kernel.Cmdline
+	found.Kernel.Release = kernel.Release
+	found.readable(kernel.CanRead(running), target.Name)
+	if found.Kernel.Cmdline = target.Cmdline; target.Cmdline == nil && kernel.Cmdline != "" {
+		found.Kernel.Cmdline = &kernel.Cmdline
 	}
-	check.switches()
-	if scratch := check.Memory.Scratch; scratch != nil && target.Size > *scratch {
-		check.add(Carried, "Boot the running kernel with a larger kho_scratch= if it cannot be loaded.",
+	found.switches()
+	if scratch := found.Memory.Scratch; scratch != nil && target.Size > *scratch {
+		found.add(Carried, "Boot the running kernel with a larger kho_scratch= if it cannot be loaded.",
 			"%s has %d MiB, and no area that kexec loads into has more than %d MiB", target.Name, target.Size>>20, *scratch>>20)
 	}
 	return nil
@@ -81,24 +81,24 @@ func (c *Checker) named(ctx context.Context, check *Check, target *Target) error
 
 // readable adds why the next kernel cannot read what this one hands over. It
 // panics while it boots then, so that what cannot be told counts, too.
-func (c *Check) readable(verdict image.Verdict, name string) {
+func (r *Result) readable(verdict image.Verdict, name string) {
 	outcome, remedy := Impossible, "Name a kernel that is built with live update, and reads the same formats."
 	if verdict.Answer == image.Unknown {
 		outcome, remedy = Lossy, "A kernel that cannot read what is handed over panics: make sure that this one can."
 	}
 	for _, reason := range verdict.Reasons {
-		c.add(outcome, remedy, "%s: %s", name, reason)
+		r.add(outcome, remedy, "%s: %s", name, reason)
 	}
 }
 
 // switches looks at the next kernel's command line.
-func (c *Check) switches() {
+func (r *Result) switches() {
 	const remedy = "Give it kho=on liveupdate=on."
-	if c.Kernel.Cmdline == nil {
-		c.add(Carried, remedy, "with which command line %s is booted cannot be told", c.Kernel.Image)
+	if r.Kernel.Cmdline == nil {
+		r.add(Carried, remedy, "with which command line %s is booted cannot be told", r.Kernel.Image)
 		return
 	}
-	if missing := kho.MissingSwitches(*c.Kernel.Cmdline); len(missing) > 0 {
-		c.add(Impossible, remedy, "the next kernel's command line has no %s", strings.Join(missing, " and no "))
+	if missing := kho.MissingSwitches(*r.Kernel.Cmdline); len(missing) > 0 {
+		r.add(Impossible, remedy, "the next kernel's command line has no %s", strings.Join(missing, " and no "))
 	}
 }

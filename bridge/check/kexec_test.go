@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package bridge_test
+package check_test
 
 import (
 	"context"
@@ -13,7 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/fdbridge/fdbridge/bridge"
+	"github.com/fdbridge/fdbridge/bridge/check"
 )
 
 func TestKexecLoadsAndStartsWhatTheCheckLetsPass(t *testing.T) {
@@ -26,29 +26,29 @@ func TestKexecLoadsAndStartsWhatTheCheckLetsPass(t *testing.T) {
 	}
 	broken := errors.New("broken")
 	all := []string{"check image x", "report", "load image initrd x", "start"}
-	o := bridge.KexecOptions{Kernel: image, Initrd: initrd, Cmdline: "x"}
+	o := check.Options{Kernel: image, Initrd: initrd, Cmdline: "x"}
 	forced := o
 	forced.Force = true
 	tests := map[string]struct {
-		options bridge.KexecOptions
-		outcome bridge.Outcome
+		options check.Options
+		outcome check.Outcome
 		fail    string
 		did     []string
 		err     error
 	}{
-		"an image":           {o, bridge.Carried, "", all, nil},
-		"no initrd":          {bridge.KexecOptions{Kernel: image, Cmdline: "x"}, bridge.Carried, "", []string{"check image x", "report", "load image  x", "start"}, nil},
-		"the loaded one":     {bridge.KexecOptions{}, bridge.Carried, "", []string{"check", "report", "start"}, nil},
-		"a loss":             {o, bridge.Lossy, "", all[:2], bridge.ErrRefused},
-		"a loss of a loaded": {bridge.KexecOptions{}, bridge.Lossy, "", []string{"check", "report"}, bridge.ErrRefused},
-		"the impossible":     {o, bridge.Impossible, "", all[:2], bridge.ErrRefused},
-		"forced":             {forced, bridge.Impossible, "", all, nil},
-		"no check":           {forced, bridge.Carried, "check", all[:1], broken},
-		"no report":          {o, bridge.Carried, "report", all[:2], broken},
-		"no loading":         {o, bridge.Carried, "load", all[:3], broken},
-		"no start":           {o, bridge.Carried, "start", all, broken},
-		"no image":           {bridge.KexecOptions{Kernel: dir + "/none"}, bridge.Carried, "", nil, fs.ErrNotExist},
-		"no such initrd":     {bridge.KexecOptions{Kernel: image, Initrd: dir + "/none"}, bridge.Carried, "", nil, fs.ErrNotExist},
+		"an image":           {o, check.Carried, "", all, nil},
+		"no initrd":          {check.Options{Kernel: image, Cmdline: "x"}, check.Carried, "", []string{"check image x", "report", "load image  x", "start"}, nil},
+		"the loaded one":     {check.Options{}, check.Carried, "", []string{"check", "report", "start"}, nil},
+		"a loss":             {o, check.Lossy, "", all[:2], check.ErrRefused},
+		"a loss of a loaded": {check.Options{}, check.Lossy, "", []string{"check", "report"}, check.ErrRefused},
+		"the impossible":     {o, check.Impossible, "", all[:2], check.ErrRefused},
+		"forced":             {forced, check.Impossible, "", all, nil},
+		"no check":           {forced, check.Carried, "check", all[:1], broken},
+		"no report":          {o, check.Carried, "report", all[:2], broken},
+		"no loading":         {o, check.Carried, "load", all[:3], broken},
+		"no start":           {o, check.Carried, "start", all, broken},
+		"no image":           {check.Options{Kernel: dir + "/none"}, check.Carried, "", nil, fs.ErrNotExist},
+		"no such initrd":     {check.Options{Kernel: image, Initrd: dir + "/none"}, check.Carried, "", nil, fs.ErrNotExist},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -60,8 +60,8 @@ func TestKexecLoadsAndStartsWhatTheCheckLetsPass(t *testing.T) {
 				}
 				return nil
 			}
-			k := bridge.Kexec{
-				Check: func(_ context.Context, target *bridge.Target) (*bridge.Check, error) {
+			k := check.Kexec{
+				Check: func(_ context.Context, target *check.Target) (*check.Result, error) {
 					details := ""
 					if target != nil {
 						data, err := io.ReadAll(io.NewSectionReader(target.Image, 0, target.Size))
@@ -70,14 +70,14 @@ func TestKexecLoadsAndStartsWhatTheCheckLetsPass(t *testing.T) {
 						}
 						details = " " + string(data) + " " + *target.Cmdline
 					}
-					return &bridge.Check{Outcome: test.outcome}, do("check", details)
+					return &check.Result{Outcome: test.outcome}, do("check", details)
 				},
 				Load: func(kernel, initrd *os.File, cmdline string) error {
 					return do("load", " "+contentsOf(t, kernel)+" "+contentsOf(t, initrd)+" "+cmdline)
 				},
 				Start: func() error { return do("start", "") },
 			}
-			err := k.Run(t.Context(), test.options, func(*bridge.Check) error { return do("report", "") })
+			err := k.Run(t.Context(), test.options, func(*check.Result) error { return do("report", "") })
 			if !errors.Is(err, test.err) || (err == nil) != (test.err == nil) {
 				t.Errorf("%v, want %v", err, test.err)
 			}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package bridge
+package check
 
 import (
 	"context"
@@ -8,12 +8,12 @@ import (
 	"os"
 )
 
-// ErrRefused says that a kexec was not begun because of what a Check found.
+// ErrRefused says that a kexec was not begun because of what a check found.
 var ErrRefused = errors.New("the kexec is refused")
 
 // Kexec replaces the kernel if nothing is lost by it.
 type Kexec struct {
-	Check func(ctx context.Context, target *Target) (*Check, error) // a Checker's Run
+	Check func(ctx context.Context, target *Target) (*Result, error) // a Checker's Run
 	// Load loads a kernel; kho.LoadKernel does.
 	Load func(kernel, initrd *os.File, cmdline string) error
 	// Start has the service manager stop everything and boot the kernel that
@@ -21,8 +21,8 @@ type Kexec struct {
 	Start func() error
 }
 
-// KexecOptions say what to boot.
-type KexecOptions struct {
+// Options say what to boot.
+type Options struct {
 	Kernel  string // path of the image; empty: the kernel that is loaded
 	Initrd  string // path; empty: none
 	Cmdline string // of the kernel
@@ -32,7 +32,7 @@ type KexecOptions struct {
 // Run checks, loads the kernel, and starts. report is called with what the check
 // found before anything is changed. The error is ErrRefused if the check is why
 // nothing was done. A kernel that was loaded stays loaded when starting fails.
-func (k *Kexec) Run(ctx context.Context, o KexecOptions, report func(*Check) error) error {
+func (k *Kexec) Run(ctx context.Context, o Options, report func(*Result) error) error {
 	if o.Kernel == "" {
 		if err := k.check(ctx, nil, o.Force, report); err != nil {
 			return err
@@ -65,15 +65,15 @@ func (k *Kexec) Run(ctx context.Context, o KexecOptions, report func(*Check) err
 	return k.Start()
 }
 
-func (k *Kexec) check(ctx context.Context, target *Target, force bool, report func(*Check) error) error {
-	check, err := k.Check(ctx, target)
+func (k *Kexec) check(ctx context.Context, target *Target, force bool, report func(*Result) error) error {
+	found, err := k.Check(ctx, target)
 	if err != nil {
 		return err
 	}
-	if err := report(check); err != nil {
+	if err := report(found); err != nil {
 		return err
 	}
-	if check.Outcome != Carried && !force {
+	if found.Outcome != Carried && !force {
 		return ErrRefused
 	}
 	return nil

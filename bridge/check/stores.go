@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package bridge
+package check
 
 import (
 	"context"
@@ -15,7 +15,7 @@ import (
 )
 
 // stores looks at what is stored.
-func (c *Checker) stores(ctx context.Context, check *Check) error {
+func (c *Checker) stores(ctx context.Context, found *Result) error {
 	var list []*units.Store
 	err := c.Stores.EachStore(ctx, func(s *units.Store) {
 		switch {
@@ -23,7 +23,7 @@ func (c *Checker) stores(ctx context.Context, check *Check) error {
 		case s.OptedIn():
 			list = append(list, s)
 		default:
-			check.Problems = append(check.Problems, notKept(s))
+			found.Problems = append(found.Problems, notKept(s))
 		}
 	})
 	if errors.Is(err, units.ErrManager) {
@@ -34,30 +34,33 @@ func (c *Checker) stores(ctx context.Context, check *Check) error {
 		return failed
 	}
 	if err != nil {
-		check.add(Lossy, "Try again.", "not every fd store can be read: %v", err)
+		found.add(Lossy, "Try again.", "not every fd store can be read: %v", err)
 	}
 	duplicator, err := c.Duplicator()
 	if err != nil {
-		check.add(Impossible, "Run as root, with kernel.yama.ptrace_scope below 3.",
+		found.add(Impossible, "Run as root, with kernel.yama.ptrace_scope below 3.",
 			"the fds in the stores cannot be had from PID 1: %v", err)
 		return nil
 	}
 	defer func() { _ = duplicator.Close() }() // it was only read from
 	seen := map[inode]bool{}
 	for _, store := range list {
-		unit := CheckedUnit{Unit: store.Unit, Required: c.Required(store.Unit)}
-		unit.Entries = check.entries(store.Entries, duplicator, seen, carries)
-		check.Units = append(check.Units, unit)
-		check.Problems = append(check.Problems, lost(&unit)...)
+		unit := Unit{Unit: store.Unit, Required: c.Required(store.Unit)}
+		unit.Entries = found.entries(store.Entries, duplicator, seen, carries)
+		found.Units = append(found.Units, unit)
+		found.Problems = append(found.Problems, lost(&unit)...)
 	}
 	return nil
 }
 
+// inode is a file, wherever it is stored.
+type inode struct{ dev, ino uint64 }
+
 // notKept is the problem of a unit that has something stored and has not opted
 // in. It would lose that by any stop, too, and many do well without, systemd's
 // own logind for one: it alone makes no check fail.
-func notKept(s *units.Store) CheckProblem {
-	p := CheckProblem{
+func notKept(s *units.Store) Problem {
+	p := Problem{
 		Outcome: Carried, Unit: s.Unit,
 		Message: fmt.Sprintf("its store ends with it: FileDescriptorStorePreserve=%s", s.Preserve),
 		Remedy: "Set FileDescriptorStorePreserve=yes in the unit, or name it in Exclude= of fdbridge.conf " +
@@ -71,9 +74,9 @@ func notKept(s *units.Store) CheckProblem {
 
 // entries judges what is in a store. An inode that is in several stores takes its
 // memory once, and is in seen then. Sessions are carried if PID 1 carries stores.
-func (c *Check) entries(list []units.Entry, duplicator Duplicator, seen map[inode]bool, carries bool) []CheckedEntry {
+func (r *Result) entries(list []units.Entry, duplicator Duplicator, seen map[inode]bool, carries bool) []Entry {
 	files, failed := duplicator.Dup(list)
-	checked := make([]CheckedEntry, len(list))
+	checked := make([]Entry, len(list))
 	for i := range list {
 		entry := &checked[i]
 		entry.Name, entry.Type = list[i].Name, list[i].Type()
@@ -93,18 +96,18 @@ func (c *Check) entries(list []units.Entry, duplicator Duplicator, seen map[inod
 		entry.Size = in.Size
 		if id := (inode{list[i].Dev, list[i].Ino}); !seen[id] {
 			seen[id] = true
-			c.Memory.Carried += in.Size
-			c.Memory.Needed += max(0, in.Size-in.Allocated)
+			r.Memory.Carried += in.Size
+			r.Memory.Needed += max(0, in.Size-in.Allocated)
 		}
 	}
 	return checked
 }
 
 // lost are the problems of a unit: one for all fds that are lost for one reason.
-func lost(unit *CheckedUnit) []CheckProblem {
+func lost(unit *Unit) []Problem {
 	type cause struct{ kind, reason string }
 	found := map[cause]int{}
-	var list []CheckProblem
+	var list []Problem
 	for _, e := range unit.Entries {
 		if e.Carried {
 			continue
@@ -114,7 +117,7 @@ func lost(unit *CheckedUnit) []CheckProblem {
 		if !ok {
 			at = len(list)
 			found[id] = at
-			list = append(list, CheckProblem{
+			list = append(list, Problem{
 				Outcome: Lossy, Unit: unit.Unit, Type: e.Type, Message: e.Reason, Remedy: e.remedy,
 			})
 		}

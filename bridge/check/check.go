@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package bridge
+// Package check finds out before a live update what would come of it.
+package check
 
 import (
 	"context"
@@ -10,12 +11,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/fdbridge/fdbridge/bridge"
 	"github.com/fdbridge/fdbridge/kho"
 	"github.com/fdbridge/fdbridge/units"
 )
 
-// checkTimeout bounds a check, the most of which is to unpack two kernel images.
-const checkTimeout = 2 * time.Minute
+// timeout bounds a check, the most of which is to unpack two kernel images.
+const timeout = 2 * time.Minute
 
 // Outcome is what would come of a live update, or of a part of it.
 type Outcome string
@@ -27,31 +29,31 @@ const (
 	Impossible Outcome = "impossible" // nothing would be carried, or the next kernel would not boot
 )
 
-// Check is what would happen if systemctl kexec were called now. Its JSON is an
+// Result is what would happen if systemctl kexec were called now. Its JSON is an
 // interface: members may be added.
-type Check struct {
+type Result struct {
 	Outcome Outcome `json:"outcome"`
 	// CalledOff says that the live update would be called off because of what
-	// would be lost: see Required in CheckedUnit.
+	// would be lost: see Required in Unit.
 	CalledOff bool `json:"called_off"`
 	// Units are those that have opted in and have something stored, by name.
-	Units    []CheckedUnit  `json:"units"`
-	Problems []CheckProblem `json:"problems"`
-	Kernel   CheckedKernel  `json:"kernel"`
-	Memory   CheckedMemory  `json:"memory"`
+	Units    []Unit    `json:"units"`
+	Problems []Problem `json:"problems"`
+	Kernel   Kernel    `json:"kernel"`
+	Memory   Memory    `json:"memory"`
 }
 
-// CheckedUnit is one unit's store.
-type CheckedUnit struct {
+// Unit is one unit's store.
+type Unit struct {
 	Unit string `json:"unit"`
 	// Required says that the live update is called off when anything of the
 	// unit would be lost: Required=yes in its file, or OnLoss=rollback.
-	Required bool           `json:"required"`
-	Entries  []CheckedEntry `json:"entries"` // in the order of the store
+	Required bool    `json:"required"`
+	Entries  []Entry `json:"entries"` // in the order of the store
 }
 
-// CheckedEntry is one fd in a store.
-type CheckedEntry struct {
+// Entry is one fd in a store.
+type Entry struct {
 	Name    string `json:"name"`
 	Type    string `json:"type"`
 	Carried bool   `json:"carried"`
@@ -60,8 +62,8 @@ type CheckedEntry struct {
 	remedy  string
 }
 
-// CheckProblem is something that is wrong, and what to do about it.
-type CheckProblem struct {
+// Problem is something that is wrong, and what to do about it.
+type Problem struct {
 	// Outcome is what it leads to; Carried where it may do no harm.
 	Outcome Outcome  `json:"outcome"`
 	Unit    string   `json:"unit,omitempty"` // the unit that it is about, if any
@@ -71,8 +73,8 @@ type CheckProblem struct {
 	Remedy  string   `json:"remedy"`
 }
 
-// CheckedKernel is the kernel that would be booted.
-type CheckedKernel struct {
+// Kernel is the kernel that would be booted.
+type Kernel struct {
 	Loaded  bool   `json:"loaded"`            // one is loaded for kexec
 	Image   string `json:"image,omitempty"`   // the file that was named
 	Release string `json:"release,omitempty"` // what is in it
@@ -80,8 +82,8 @@ type CheckedKernel struct {
 	Cmdline *string `json:"cmdline"`
 }
 
-// CheckedMemory is in bytes.
-type CheckedMemory struct {
+// Memory is in bytes.
+type Memory struct {
 	Carried   int64 `json:"carried"`   // the size of all that would be carried
 	Needed    int64 `json:"needed"`    // what of that has no memory yet, and would get some
 	Available int64 `json:"available"` // MemAvailable of /proc/meminfo
@@ -91,9 +93,9 @@ type CheckedMemory struct {
 }
 
 // Count returns how many fds of the opted-in units would be carried and lost.
-func (c *Check) Count() (carried, lost int) {
-	for i := range c.Units {
-		for _, e := range c.Units[i].Entries {
+func (r *Result) Count() (carried, lost int) {
+	for i := range r.Units {
+		for _, e := range r.Units[i].Entries {
 			if e.Carried {
 				carried++
 			} else {
@@ -104,24 +106,36 @@ func (c *Check) Count() (carried, lost int) {
 	return carried, lost
 }
 
-func (c *Check) add(outcome Outcome, remedy, format string, args ...any) {
-	c.Problems = append(c.Problems, CheckProblem{Outcome: outcome, Message: fmt.Sprintf(format, args...), Remedy: remedy})
+func (r *Result) add(outcome Outcome, remedy, format string, args ...any) {
+	r.Problems = append(r.Problems, Problem{Outcome: outcome, Message: fmt.Sprintf(format, args...), Remedy: remedy})
 }
 
 // conclude sorts the problems, the worst first, and draws the conclusion.
-func (c *Check) conclude() {
+func (r *Result) conclude() {
 	order := []Outcome{Impossible, Lossy, Carried}
-	slices.SortStableFunc(c.Problems, func(a, b CheckProblem) int {
+	slices.SortStableFunc(r.Problems, func(a, b Problem) int {
 		return slices.Index(order, a.Outcome) - slices.Index(order, b.Outcome)
 	})
-	c.Outcome = Carried
-	if len(c.Problems) > 0 {
-		c.Outcome = c.Problems[0].Outcome
+	r.Outcome = Carried
+	if len(r.Problems) > 0 {
+		r.Outcome = r.Problems[0].Outcome
 	}
-	for i := range c.Units {
-		lost := slices.ContainsFunc(c.Units[i].Entries, func(e CheckedEntry) bool { return !e.Carried })
-		c.CalledOff = c.CalledOff || lost && c.Units[i].Required
+	for i := range r.Units {
+		lost := slices.ContainsFunc(r.Units[i].Entries, func(e Entry) bool { return !e.Carried })
+		r.CalledOff = r.CalledOff || lost && r.Units[i].Required
 	}
+}
+
+// Stores is what a Checker asks PID 1 about stores; units.Reader does it.
+type Stores interface {
+	EachStore(ctx context.Context, each func(s *units.Store)) error
+	Carries(ctx context.Context) (bool, error)
+}
+
+// Duplicator duplicates fds that PID 1 holds; units.Duplicator does it.
+type Duplicator interface {
+	Dup(entries []units.Entry) ([]*units.File, []error)
+	Close() error
 }
 
 // Checker finds out what a live update would do, and changes nothing. The kernel
@@ -132,8 +146,8 @@ type Checker struct {
 	Duplicator func() (Duplicator, error)
 	// State asks PID 1 for the state of a unit; units.Reader's does.
 	State    func(ctx context.Context, unit string) (units.State, error)
-	Excluded func(unit string) bool // as Preserver has it
-	Required func(unit string) bool // as Preserver has it
+	Excluded func(unit string) bool // as bridge.Preserver has it
+	Required func(unit string) bool // as bridge.Preserver has it
 	// Root is the machine's file system, and KernelLog returns its kernel log,
 	// as kho.ReadState takes them.
 	Root      fs.FS
@@ -143,33 +157,33 @@ type Checker struct {
 // Run checks what would happen with the kernel that is to be booted, or with the
 // one that is loaded when target is nil. It takes two minutes at most. An error
 // means that nothing can be said, as when PID 1 does not answer.
-func (c *Checker) Run(ctx context.Context, target *Target) (*Check, error) {
-	ctx, stop := context.WithTimeoutCause(ctx, checkTimeout, fmt.Errorf("it has taken longer than %v", checkTimeout))
+func (c *Checker) Run(ctx context.Context, target *Target) (*Result, error) {
+	ctx, stop := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("it has taken longer than %v", timeout))
 	defer stop()
-	check := &Check{Units: []CheckedUnit{}, Problems: []CheckProblem{}}
-	err := c.machine(check)
+	found := &Result{Units: []Unit{}, Problems: []Problem{}}
+	err := c.machine(found)
 	if err == nil {
-		err = c.services(ctx, check)
+		err = c.services(ctx, found)
 	}
 	if err == nil {
-		err = c.target(ctx, check, target)
+		err = c.target(ctx, found, target)
 	}
 	if err == nil {
-		err = c.stores(ctx, check)
+		err = c.stores(ctx, found)
 	}
 	if err == nil {
-		err = c.memory(check)
+		err = c.memory(found)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("check what a live update would do: %w", err)
 	}
-	check.conclude()
-	return check, nil
+	found.conclude()
+	return found, nil
 }
 
 // machine looks at the running kernel. It has the device if and only if live
 // update and kexec handover are on.
-func (c *Checker) machine(check *Check) error {
+func (c *Checker) machine(found *Result) error {
 	state, err := kho.ReadState(c.Root, c.KernelLog)
 	if err != nil {
 		return err
@@ -191,14 +205,14 @@ func (c *Checker) machine(check *Check) error {
 	default:
 		why = state.LUO.Why
 	}
-	check.add(Impossible, "Boot a kernel with CONFIG_LIVEUPDATE=y, and with kho=on liveupdate=on.", "%s", why)
+	found.add(Impossible, "Boot a kernel with CONFIG_LIVEUPDATE=y, and with kho=on liveupdate=on.", "%s", why)
 	return nil
 }
 
 // services looks at fdbridge's own units.
-func (c *Checker) services(ctx context.Context, check *Check) error {
+func (c *Checker) services(ctx context.Context, found *Result) error {
 	var states [3]units.State
-	for i, unit := range []string{OwnUnit, PreserveUnit, kexecUnit} {
+	for i, unit := range []string{bridge.OwnUnit, bridge.PreserveUnit, kexecUnit} {
 		state, err := c.State(ctx, unit)
 		if err != nil {
 			return err
@@ -207,21 +221,21 @@ func (c *Checker) services(ctx context.Context, check *Check) error {
 	}
 	own, preserve, kexec := states[0], states[1], states[2]
 	const reinstall = "Install fdbridge anew, and call systemctl daemon-reload."
-	for _, unit := range []struct{ name, load string }{{OwnUnit, own.Load}, {PreserveUnit, preserve.Load}} {
+	for _, unit := range []struct{ name, load string }{{bridge.OwnUnit, own.Load}, {bridge.PreserveUnit, preserve.Load}} {
 		switch unit.load {
 		case "loaded":
 		case "masked":
-			check.add(Impossible, "Call systemctl unmask "+unit.name+".", "%s is masked", unit.name)
+			found.add(Impossible, "Call systemctl unmask "+unit.name+".", "%s is masked", unit.name)
 		default:
-			check.add(Impossible, reinstall, "%s is not loaded (%s)", unit.name, unit.load)
+			found.add(Impossible, reinstall, "%s is not loaded (%s)", unit.name, unit.load)
 		}
 	}
 	if own.Load == "loaded" && own.Active != "active" {
-		check.add(Lossy, "See systemctl status "+OwnUnit+".",
-			"%s is %s, so that stores of stopped units may be forgotten", OwnUnit, own.Active)
+		found.add(Lossy, "See systemctl status "+bridge.OwnUnit+".",
+			"%s is %s, so that stores of stopped units may be forgotten", bridge.OwnUnit, own.Active)
 	}
-	if preserve.Load == "loaded" && !slices.Contains(kexec.Requires, PreserveUnit) {
-		check.add(Impossible, reinstall, "%s does not require %s", kexecUnit, PreserveUnit)
+	if preserve.Load == "loaded" && !slices.Contains(kexec.Requires, bridge.PreserveUnit) {
+		found.add(Impossible, reinstall, "%s does not require %s", kexecUnit, bridge.PreserveUnit)
 	}
 	return nil
 }
@@ -233,13 +247,13 @@ const kexecUnit = "systemd-kexec.service"
 // memory has it in the next kernel, too; but holes are filled when a memfd is
 // preserved (memfd_pin_folios in memfd_luo_preserve_folios, mm/memfd_luo.c,
 // Linux 7.2).
-func (c *Checker) memory(check *Check) (err error) {
-	m := &check.Memory
+func (c *Checker) memory(found *Result) (err error) {
+	m := &found.Memory
 	if m.Available, err = kho.ReadAvailable(c.Root); err != nil {
 		return err
 	}
 	if m.Needed > m.Available {
-		check.add(Lossy, "Free memory, or make the files smaller.",
+		found.add(Lossy, "Free memory, or make the files smaller.",
 			"what would be carried has holes that take %d MiB of memory when they are filled, and %d MiB are available",
 			m.Needed>>20, m.Available>>20)
 	}

@@ -208,8 +208,8 @@ func (b *bed) units(files map[string]string, more ...string) {
 		}
 	}
 	script := "systemctl daemon-reload\n"
-	if len(enable) > 0 {
-		script += "systemctl enable --now " + strings.Join(enable, " ") + "\n"
+	if len(enable) > 0 { // it reloads, too
+		script = "systemctl enable --now " + strings.Join(enable, " ") + "\n"
 	}
 	if len(start) > 0 {
 		script += "systemctl start " + strings.Join(start, " ") + "\n"

@@ -25,7 +25,7 @@ type fault struct {
 }
 
 // TestFaultsOfADelivery kills, holds and restarts whoever has a part in a
-// delivery, at each of its steps.
+// delivery: at each of its steps in "make soak", at some of them in "make test".
 func TestFaultsOfADelivery(t *testing.T) {
 	b := boot(t, images.with)
 	b.serveUnderAtstep()
@@ -95,11 +95,11 @@ func restoreKilled() fault {
 // fdbridged is killed at each step of a delivery, which the next one brings to
 // its end.
 func serveKilled() fault {
-	units := numbered("t-serve", 9)
+	units := numbered("t-serve", 9/stride)
 	return fault{"fdbridged is killed while it delivers", each(units, twoFiles), func(b *bed, truth map[string][]found) {
 		var hits, started []string
 		for i, unit := range units {
-			b.steps(serveSteps, fmt.Sprintf("+%d kill", i+1))
+			b.steps(serveSteps, fmt.Sprintf("+%d kill", i*stride+1))
 			b.sh("systemctl restart fdbridged.service; systemctl start %s", unit)
 			b.same(of(truth, unit))
 			started = append(started, unit)
@@ -108,7 +108,9 @@ func serveKilled() fault {
 				break
 			}
 		}
-		b.hit(hits, "FDSTORE=1 FDPOLL=0 FDNAME=b-", `{"unit":`, "FINISH", "FDSTOREREMOVE=1 FDNAME=b-", "FDSTOREREMOVE=1 FDNAME=s-", "{")
+		if stride == 1 {
+			b.hit(hits, "FDSTORE=1 FDPOLL=0 FDNAME=b-", `{"unit":`, "FINISH", "FDSTOREREMOVE=1 FDNAME=b-", "FDSTOREREMOVE=1 FDNAME=s-", "{")
+		}
 		b.steps(serveSteps)
 		b.sh("systemctl restart fdbridged.service")
 		b.complete(truth, started...)
@@ -119,13 +121,13 @@ func serveKilled() fault {
 // starts with what had arrived; the rest is held, and not mixed with what the
 // unit has then.
 func injectKilled() fault {
-	units := numbered("t-inject", 10)
+	units := numbered("t-inject", 10/stride)
 	// It must not store anything by itself when it finds nothing.
 	files := each(units, byHand(optIn, "-on-stop", "a,memfd,4096,1", "b,memfd,8192,2,0x2"))
 	return fault{"fdbridge-inject is killed", files, func(b *bed, truth map[string][]found) {
 		var hits []string
 		for i, unit := range units {
-			b.steps(injectSteps, fmt.Sprintf("%d kill", i+1))
+			b.steps(injectSteps, fmt.Sprintf("%d kill", i*stride+1))
 			b.sh("systemctl start %s", unit)
 			hits = append(hits, b.stepped(injectSteps)...)
 			b.sh("rm %s/*", injectSteps)
@@ -134,7 +136,9 @@ func injectKilled() fault {
 				break
 			}
 		}
-		b.hit(hits, `{"op":"deliver"`, "RETRIEVE_FD", "FDSTORE=1", "BARRIER=1", `{"op":"delivered"`, "exit")
+		if stride == 1 {
+			b.hit(hits, `{"op":"deliver"`, "RETRIEVE_FD", "FDSTORE=1", "BARRIER=1", `{"op":"delivered"`, "exit")
+		}
 	}}
 }
 

@@ -66,8 +66,10 @@ func (c *Config) makeDir() error {
 		}
 		return r
 	}, c.Name)
-	c.Dir, err = os.MkdirTemp(runs, name[:min(len(name), 40)]+"-")
-	return err
+	if c.Dir, err = os.MkdirTemp(runs, name[:min(len(name), 40)]+"-"); err != nil {
+		return err
+	}
+	return cache.Use(c.Dir)
 }
 
 // makeDisk copies the image, with its holes, unless the disk is there.

@@ -9,11 +9,13 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -59,13 +61,6 @@ func FileKey(path string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)), nil
 }
 
-// Lookup returns the directory of an artefact and whether it is there.
-func (c Cache) Lookup(kind, key string) (string, bool) {
-	dir := filepath.Join(c.Dir, kind, key)
-	_, err := os.Stat(dir)
-	return dir, err == nil
-}
-
 // Newest returns the artefact of a kind, among those whose key matches the
 // pattern of filepath.Match, that was used last.
 func (c Cache) Newest(kind, pattern string) (string, bool) {
@@ -78,22 +73,22 @@ func (c Cache) Newest(kind, pattern string) (string, bool) {
 
 // Ensure returns the directory of the artefact, and calls build to make it
 // when it is not there. build fills the empty directory out, which appears
-// under its name only when build succeeded. It may leave in work, which all
+// under its name only when build succeeded, and stays until this process ends. It may leave in work, which all
 // artefacts of a kind share, what helps the next attempt; work is removed when
 // build succeeded.
 // One builder of a kind is at work at a time; the others wait until ctx ends.
 func (c Cache) Ensure(ctx context.Context, kind, key string, build func(out, work string) error) (string, error) {
-	dir, ok := c.Lookup(kind, key)
-	if ok {
-		return dir, touch(dir)
+	dir := filepath.Join(c.Dir, kind, key)
+	if err := Use(dir); !errors.Is(err, os.ErrNotExist) {
+		return dir, err
 	}
 	unlock, err := c.Lock(ctx, kind)
 	if err != nil {
 		return "", err
 	}
 	defer unlock()
-	if dir, ok := c.Lookup(kind, key); ok {
-		return dir, touch(dir)
+	if err := Use(dir); !errors.Is(err, os.ErrNotExist) {
+		return dir, err
 	}
 	work := filepath.Join(c.Dir, "work", kind)
 	out := work + ".out"
@@ -111,16 +106,73 @@ func (c Cache) Ensure(ctx context.Context, kind, key string, build func(out, wor
 	if err := os.Rename(out, dir); err != nil {
 		return "", fmt.Errorf("put a built artefact in its place: %w", err)
 	}
-	return dir, os.RemoveAll(work)
+	return dir, errors.Join(Use(dir), os.RemoveAll(work))
 }
 
-// Prune removes all but the keep artefacts of a kind that were used last.
+// Prune removes all but the keep artefacts of a kind that were used last, and
+// but those that a process is using.
 func (c Cache) Prune(kind string, keep int) error {
 	dirs := c.byUse(kind, "*")
 	for _, d := range dirs[min(keep, len(dirs)):] {
-		if err := os.RemoveAll(d); err != nil {
+		if err := removeUnused(d); err != nil {
 			return fmt.Errorf("prune the cache: %w", err)
 		}
+	}
+	return nil
+}
+
+func removeUnused(dir string) error {
+	f, err := os.Open(dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == unix.EWOULDBLOCK {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("lock %s: %w", dir, err)
+	}
+	return os.RemoveAll(dir)
+}
+
+// used holds the directories that this process uses, each open with a shared
+// lock: the kernel drops it when the process ends, however it ends.
+var used struct {
+	sync.Mutex
+	dirs map[string]*os.File
+}
+
+// Use keeps a directory from Prune until this process ends, and counts as its
+// last use. It returns os.ErrNotExist when the directory is not there.
+func Use(dir string) error {
+	used.Lock()
+	defer used.Unlock()
+	if used.dirs[dir] == nil {
+		f, err := os.Open(dir)
+		if err != nil {
+			return err
+		}
+		// Prune holds its lock only while it removes.
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_SH); err != nil {
+			f.Close()
+			return fmt.Errorf("lock %s: %w", dir, err)
+		}
+		if used.dirs == nil {
+			used.dirs = map[string]*os.File{}
+		}
+		used.dirs[dir] = f
+	}
+	// This is what fails if it was removed between the opening and the lock.
+	now := time.Now()
+	if err := os.Chtimes(dir, now, now); err != nil {
+		used.dirs[dir].Close()
+		delete(used.dirs, dir)
+		return err
 	}
 	return nil
 }
@@ -128,19 +180,14 @@ func (c Cache) Prune(kind string, keep int) error {
 // byUse lists artefacts, last used first.
 func (c Cache) byUse(kind, pattern string) []string {
 	dirs, _ := filepath.Glob(filepath.Join(c.Dir, kind, pattern)) // fails only for a bad pattern
-	used := map[string]time.Time{}
+	last := map[string]time.Time{}
 	for _, d := range dirs {
 		if st, err := os.Stat(d); err == nil {
-			used[d] = st.ModTime()
+			last[d] = st.ModTime()
 		}
 	}
-	slices.SortStableFunc(dirs, func(a, b string) int { return used[b].Compare(used[a]) })
+	slices.SortStableFunc(dirs, func(a, b string) int { return last[b].Compare(last[a]) })
 	return dirs
-}
-
-func touch(dir string) error {
-	now := time.Now()
-	return os.Chtimes(dir, now, now)
 }
 
 // Lock takes the lock of a kind and returns what drops it; the kernel does so when

@@ -54,8 +54,8 @@ func TestInterruptedBuildLeavesNoArtefactButItsWork(t *testing.T) {
 	if !errors.Is(err, errStop) {
 		t.Fatalf("error is %v", err)
 	}
-	if dir, ok := c.Lookup("kind", "key"); ok {
-		t.Errorf("half an artefact is at %s", dir)
+	if names := left(c); len(names) != 0 {
+		t.Errorf("half an artefact is there: %v", names)
 	}
 	var kept string
 	dir, err := c.Ensure(t.Context(), "kind", "key", func(_, work string) error {
@@ -126,6 +126,7 @@ func TestPruneKeepsWhatWasUsedLast(t *testing.T) {
 	if dir, ok := c.Newest("kind", "x-*"); !ok || filepath.Base(dir) != "x-new" {
 		t.Errorf("newest is %s", dir)
 	}
+	stopUsing()
 	// Asking for it counts as use.
 	if _, err := c.Ensure(t.Context(), "kind", "x-old", nil); err != nil {
 		t.Fatal(err)
@@ -133,13 +134,48 @@ func TestPruneKeepsWhatWasUsedLast(t *testing.T) {
 	if err := c.Prune("kind", 2); err != nil {
 		t.Fatal(err)
 	}
-	var left []string
-	for _, d := range c.byUse("kind", "*") {
-		left = append(left, filepath.Base(d))
-	}
-	if diff := cmp.Diff([]string{"x-old", "x-new"}, left); diff != "" {
+	if diff := cmp.Diff([]string{"x-old", "x-new"}, left(c)); diff != "" {
 		t.Errorf("left after prune (-want +got):\n%s", diff)
 	}
+}
+
+func TestPruneKeepsWhatIsUsed(t *testing.T) {
+	c := Cache{Dir: t.TempDir()}
+	for _, key := range []string{"a", "b"} {
+		if _, err := c.Ensure(t.Context(), "kind", key, func(_, _ string) error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.Prune("kind", 0); err != nil {
+		t.Fatal(err)
+	}
+	if len(left(c)) != 2 {
+		t.Errorf("only %v are left of a and b, which this process uses", left(c))
+	}
+	// What a process used can go when it has ended.
+	stopUsing()
+	if err := c.Prune("kind", 0); err != nil {
+		t.Fatal(err)
+	}
+	if len(left(c)) != 0 {
+		t.Errorf("%v are left, and nobody uses them", left(c))
+	}
+}
+
+// stopUsing does what the end of this process would.
+func stopUsing() {
+	for _, f := range used.dirs {
+		f.Close()
+	}
+	used.dirs = nil
+}
+
+func left(c Cache) []string {
+	var names []string
+	for _, d := range c.byUse("kind", "*") {
+		names = append(names, filepath.Base(d))
+	}
+	return names
 }
 
 func TestKeyTellsRecipesApart(t *testing.T) {

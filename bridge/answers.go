@@ -92,6 +92,7 @@ func (s *Server) status(conn *wire.Conn) error {
 	index := s.Holder.Index()
 	if index != nil {
 		status.Handover = handover(index)
+		s.Holder.steps(status.Handover)
 		status.Held = len(s.Holder.Units())
 	}
 	status.Unknown = text(s.Holder.state(""))
@@ -112,6 +113,11 @@ func (s *Server) status(conn *wire.Conn) error {
 		}
 	}
 	if index != nil {
+		for _, c := range s.carried(index) {
+			if err := conn.Send(wire.Answer{Carried: &c}, nil); err != nil {
+				return err
+			}
+		}
 		for _, u := range index.Units {
 			for _, l := range u.Lost {
 				lost := wire.Lost{Unit: u.Unit, Name: l.Name, Type: l.Type, Reason: l.Reason}

@@ -47,6 +47,7 @@ func (w *world) start(ctx context.Context, socket string, store bridge.Keeper) *
 	server := bridge.NewServer()
 	d.server = server
 	server.Holder, server.PID1, server.UnitOf, server.Log = d.holder, w.manager, w.unitOf, log
+	server.Duplicator = w.duplicator
 	server.Excluded, server.Started = func(string) bool { return false }, func(string) { w.starts <- struct{}{} }
 	if err := server.Begin(w.t.Context()); err != nil {
 		w.t.Fatal(err)

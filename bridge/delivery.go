@@ -211,6 +211,7 @@ func (s *Server) mayBegin(ctx context.Context, p *holding, idle bool, invocation
 
 // attend serves a client to which a parcel was granted, until that is settled.
 func (s *Server) attend(conn *wire.Conn, d *delivery) error {
+	start := time.Now()
 	for {
 		var request wire.Request
 		stray, err := conn.Receive(&request)
@@ -222,7 +223,11 @@ func (s *Server) attend(conn *wire.Conn, d *delivery) error {
 		case wire.OpFile:
 			err = s.file(conn, d, address{request.Session, request.Token})
 		case wire.OpDelivered:
-			return conn.Send(wire.Settled{Error: text(s.settle(d.holding, &request))}, nil)
+			err := s.settle(d.holding, &request)
+			if err == nil {
+				s.note(d.Unit, time.Since(start))
+			}
+			return conn.Send(wire.Settled{Error: text(err)}, nil)
 		case wire.OpReturned:
 			return conn.Send(wire.Settled{Error: text(s.takeBack(d.holding, request.Reason))}, nil)
 		default:

@@ -19,17 +19,12 @@ import (
 type contents map[address]*kho.Entry
 
 // read reads a parcel's manifest. The caller has h.mu.
-func (h *Holder) read(p *holding) (files contents, err error) {
-	f, err := h.retrieve(p.manifest())
+func (h *Holder) read(p *holding) (contents, error) {
+	m, err := h.manifestOf(p)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	m, err := kho.ReadManifest(f, p.Unit)
-	if err != nil {
-		return nil, err
-	}
-	files = contents{p.manifest(): nil}
+	files := contents{p.manifest(): nil}
 	for i := range m.Entries {
 		e := &m.Entries[i]
 		if e.Token == 0 {
@@ -38,6 +33,16 @@ func (h *Holder) read(p *holding) (files contents, err error) {
 		files[address{e.SessionOf(p.Sessions[0]), e.Token}] = e
 	}
 	return files, nil
+}
+
+// manifestOf returns a parcel's manifest. The caller has h.mu.
+func (h *Holder) manifestOf(p *holding) (m *kho.Manifest, err error) {
+	f, err := h.retrieve(p.manifest())
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	return kho.ReadManifest(f, p.Unit)
 }
 
 // delivery is what is to be known of a parcel while it is delivered.

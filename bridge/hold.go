@@ -60,6 +60,13 @@ type Holder struct {
 	tried    chan struct{}     // closed when unknown will not change any more
 	patience time.Time         // until when it is worth while to wait for that
 	problems []string
+	restored span // when the sessions were retrieved; zero if an earlier fdbridged did it
+}
+
+// span is a time and how long what began then took.
+type span struct {
+	start time.Time
+	took  time.Duration
 }
 
 // holding is a parcel that is held.

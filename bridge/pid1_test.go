@@ -41,6 +41,8 @@ type manager struct {
 	carries  bool
 	emptied  []string
 	emptyErr error
+	// blind is why its fds cannot be duplicated when it is not nil.
+	blind error
 	// changed is called before each duplication, to change a store then.
 	changed func()
 }
@@ -250,6 +252,9 @@ type duplicator struct {
 }
 
 func (m *manager) duplicator() (bridge.Duplicator, error) {
+	if m.blind != nil {
+		return nil, m.blind
+	}
 	d, err := units.OpenDuplicator(os.Getpid())
 	return duplicator{d, m}, err
 }

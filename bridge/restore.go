@@ -176,6 +176,7 @@ func (h *Holder) open(ctx context.Context, again bool) error {
 		return err
 	}
 	defer func() { _ = device.Close() }() // sessions live on without it
+	start := time.Now()
 	if !again {
 		if found, err := h.fetchIndex(device); !found || err != nil {
 			return err
@@ -184,6 +185,9 @@ func (h *Holder) open(ctx context.Context, again bool) error {
 	h.fetchAll(device, again && !h.cut)
 	h.remains(h.Keeper.Remove(retrievingName))
 	h.takeStock(nil)
+	if !again {
+		h.restored = span{start, time.Since(start)}
+	}
 	if len(h.missing) == 0 {
 		h.tidy()
 	}

@@ -34,6 +34,7 @@ type PID1 interface {
 	Stored(ctx context.Context, units []string) (map[string]int, error)
 	Idle(ctx context.Context, units []string) (map[string]bool, error)
 	OptedIn(ctx context.Context, units []string) ([]units.Store, error)
+	Entries(ctx context.Context, unit string) ([]units.Entry, error)
 }
 
 // Server serves fdbridge's local socket.
@@ -41,8 +42,11 @@ type Server struct {
 	Holder *Holder
 	PID1   PID1
 	// UnitOf returns the unit of a process: units.UnitOf but in tests.
-	UnitOf   func(pidfd *fd.FD) (string, error)
-	Excluded func(unit string) bool
+	UnitOf func(pidfd *fd.FD) (string, error)
+	// Duplicator is for a look at what is in a store: units.OpenDuplicator(1)
+	// but in tests.
+	Duplicator func() (Duplicator, error)
+	Excluded   func(unit string) bool
 	// Started is told of each unit that asks for its fds.
 	Started func(unit string)
 	// LostFile is LostFile but in tests.
@@ -55,6 +59,7 @@ type Server struct {
 	turns map[string]chan struct{} // by unit: holds a value while it has a delivery
 	idle  map[string]bool          // units that were not started since Begin
 	slots chan struct{}            // as many as there may be deliveries at a time
+	took  map[string]time.Duration // by unit: how long its delivery took
 }
 
 // NewServer returns a Server whose fields are to be set.
@@ -63,7 +68,10 @@ type Server struct {
 // and when all units of a boot send theirs at a time, none can start before
 // nearly all are served.
 func NewServer() *Server {
-	return &Server{turns: map[string]chan struct{}{}, slots: make(chan struct{}, 2*runtime.GOMAXPROCS(0))}
+	return &Server{
+		turns: map[string]chan struct{}{}, slots: make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
+		took: map[string]time.Duration{},
+	}
 }
 
 // Begin looks at the units that something is held for: the stores of those that
@@ -129,6 +137,10 @@ func (s *Server) serve(ctx context.Context, conn *wire.Conn) error {
 		return s.list(ctx, conn)
 	case wire.OpStatus:
 		return s.status(conn)
+	case wire.OpShow:
+		return s.show(ctx, conn, request.Unit)
+	case wire.OpInspect:
+		return s.inspect(conn, request.Session)
 	case wire.OpDrop:
 		return s.drop(ctx, conn, request.Unit)
 	}

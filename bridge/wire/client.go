@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/fdbridge/fdbridge/internal/fd"
 )
 
 // askTimeout bounds each wait for a part of an answer, which fdbridged may have
@@ -17,15 +19,35 @@ var ErrRefused = errors.New("fdbridged refused")
 
 // Ask asks fdbridged at the socket path for op, OpList or OpStatus, and calls
 // each with every part of the answer in turn.
-func Ask(path, op string, each func(*Answer)) error { return ask(path, Request{Op: op}, each) }
+func Ask(path, op string, each func(*Answer)) error {
+	return ask(path, Request{Op: op}, func(a *Answer, _ *fd.FD) error { each(a); return nil })
+}
+
+// Show asks fdbridged at the socket path for the fds of a unit, and calls each
+// with every part of the answer in turn.
+func Show(path, unit string, each func(*Answer)) error {
+	return ask(path, Request{Op: OpShow, Unit: unit}, func(a *Answer, _ *fd.FD) error { each(a); return nil })
+}
+
+// Inspect asks fdbridged at the socket path for the manifests in a session that
+// it holds, or for the index, and calls each with every one, which is closed
+// after that; an error of it ends the answer.
+func Inspect(path, session string, each func(document *fd.FD) error) error {
+	return ask(path, Request{Op: OpInspect, Session: session}, func(a *Answer, f *fd.FD) error {
+		if a.Document == nil || f == nil {
+			return fmt.Errorf("%w: there is no document with it", ErrPacket)
+		}
+		return each(f)
+	})
+}
 
 // Drop makes fdbridged at the socket path let go of all that it holds for a
 // unit, which is lost then.
 func Drop(path, unit string) error {
-	return ask(path, Request{Op: OpDrop, Unit: unit}, func(*Answer) {})
+	return ask(path, Request{Op: OpDrop, Unit: unit}, func(*Answer, *fd.FD) error { return nil })
 }
 
-func ask(path string, request Request, each func(*Answer)) error {
+func ask(path string, request Request, each func(*Answer, *fd.FD) error) error {
 	conn, err := Dial(path)
 	if err != nil {
 		return err
@@ -41,17 +63,24 @@ func ask(path string, request Request, each func(*Answer)) error {
 		if err := conn.SetDeadline(time.Now().Add(askTimeout)); err != nil {
 			return err
 		}
-		var answer Answer
-		stray, err := conn.Receive(&answer)
-		_ = stray.Close() // no answer of these has an fd with it
-		switch {
-		case err != nil:
-			return fmt.Errorf("wait for the end of fdbridged's answer to %q: %w", request.Op, err)
-		case answer.Error != "":
-			return fmt.Errorf("%w: %s", ErrRefused, answer.Error)
-		case answer.End:
-			return nil
+		if end, err := part(conn, request.Op, each); end || err != nil {
+			return err
 		}
-		each(&answer)
 	}
+}
+
+// part receives one part of an answer, and tells whether it is the end.
+func part(conn *Conn, op string, each func(*Answer, *fd.FD) error) (end bool, err error) {
+	var answer Answer
+	f, err := conn.Receive(&answer)
+	defer func() { _ = f.Close() }() // it was only read from
+	switch {
+	case err != nil:
+		return false, fmt.Errorf("wait for the end of fdbridged's answer to %q: %w", op, err)
+	case answer.Error != "":
+		return false, fmt.Errorf("%w: %s", ErrRefused, answer.Error)
+	case answer.End:
+		return true, nil
+	}
+	return false, each(&answer, f)
 }

@@ -24,7 +24,11 @@ import "time"
 //	list                     -->
 //	                         <--      Answer with a Unit, once each; with End
 //	status                   -->
-//	                         <--      Answer with a Status; with a Problem or Lost, once each; with End
+//	                         <--      Answer with a Status; with a Problem, Carried or Lost, once each; with End
+//	show, of which unit      -->
+//	                         <--      Answer with an Entry, once each; with a Problem; with End
+//	inspect, which session   -->
+//	                         <--      Answer with a Document and its fd, once each; with End
 //	drop                     -->
 //	                         <--      Answer with End, or with an Error
 const (
@@ -34,19 +38,22 @@ const (
 	OpReturned  = "returned"
 	OpList      = "list"
 	OpStatus    = "status"
+	OpShow      = "show"
+	OpInspect   = "inspect"
 	OpDrop      = "drop"
 )
 
 // Request is what a client sends.
 type Request struct {
 	Op string `json:"op"`
-	// Unit goes with OpDrop. All else is about the peer's own unit.
+	// Unit goes with OpShow and OpDrop. All else is about the peer's own unit.
 	Unit string `json:"unit,omitempty"`
 	// Invocation goes with OpDeliver: $INVOCATION_ID of the unit, which is
 	// another one at each start.
 	Invocation string `json:"invocation,omitempty"`
 	// Session and Token say which file, with OpFile, or which parcel, by the
-	// place of its manifest as the Grant has it, with OpDelivered.
+	// place of its manifest as the Grant has it, with OpDelivered. OpInspect has
+	// a Session alone.
 	Session string `json:"session,omitempty"`
 	Token   uint64 `json:"token,omitempty"`
 	// Stored and Lost go with OpDelivered: how many fds were put into the
@@ -96,12 +103,15 @@ type Settled struct {
 	Error string `json:"error,omitempty"`
 }
 
-// Answer is one packet of the answer to OpList, OpStatus or OpDrop; one of its
-// fields is set.
+// Answer is one packet of the answer to what fdbridgectl asks; one of its fields
+// is set.
 type Answer struct {
-	Status *Status `json:"status,omitempty"`
-	Unit   *Unit   `json:"unit,omitempty"`
-	Lost   *Lost   `json:"lost,omitempty"`
+	Status   *Status   `json:"status,omitempty"`
+	Unit     *Unit     `json:"unit,omitempty"`
+	Carried  *Carried  `json:"carried,omitempty"`
+	Lost     *Lost     `json:"lost,omitempty"`
+	Entry    *Entry    `json:"entry,omitempty"`
+	Document *Document `json:"document,omitempty"`
 	// Problem is a sentence about what went wrong in this boot.
 	Problem string `json:"problem,omitempty"`
 	Error   string `json:"error,omitempty"`
@@ -136,6 +146,51 @@ type Lost struct {
 	Reason string `json:"reason"`
 }
 
+// Carried is what the last live update has carried for one unit.
+type Carried struct {
+	Unit    string `json:"unit"`
+	Entries int    `json:"entries"`
+	Bytes   int64  `json:"bytes"`
+	Held    bool   `json:"held"` // some of it still waits for the unit
+	// DeliverUS is how long the delivery took; 0 when it was not since this
+	// fdbridged was started.
+	DeliverUS int64 `json:"deliver_us,omitempty"`
+}
+
+// Where an Entry is.
+const (
+	WhereStore = "store" // in its unit's fd store
+	WhereHeld  = "held"  // with fdbridged, until the unit is started
+	WhereLost  = "lost"  // nowhere
+)
+
+// Entry is one fd of a unit. What is in a store comes first, in its order, and
+// then each parcel that is held, in the order of the store that it was.
+type Entry struct {
+	Name  string `json:"name"`
+	Where string `json:"where"`
+	Type  string `json:"type"` // in words: "memfd", "pipe"
+	// Size and Position are in bytes; nil of what has none, and where they
+	// cannot be told.
+	Size     *int64   `json:"size,omitempty"`
+	Position *int64   `json:"position,omitempty"`
+	Seals    []string `json:"seals,omitempty"`
+	Flags    uint32   `json:"flags"` // of the open file, as fcntl(F_GETFL) has them
+	// Session and Token say where it is held, Kind how it has travelled. Several
+	// entries can be of one file.
+	Kind    string `json:"kind,omitempty"`
+	Session string `json:"session,omitempty"`
+	Token   uint64 `json:"token,omitempty"`
+	// Reason says why it is lost, or why it is not known what it is.
+	Reason string `json:"reason,omitempty"`
+}
+
+// Document comes with the fd of a manifest or of the index.
+type Document struct {
+	Unit  string `json:"unit,omitempty"` // whose manifest it is; empty of the index
+	Token uint64 `json:"token"`
+}
+
 // Status is the state of fdbridge and of the last live update.
 type Status struct {
 	Version string `json:"version"`
@@ -168,8 +223,13 @@ type Handover struct {
 	Release    string    `json:"release"`
 	BootID     string    `json:"boot_id"`
 	DurationUS int64     `json:"duration_us"` // how long preserving took
-	Units      int       `json:"units"`
-	Entries    int       `json:"entries"`
-	Bytes      int64     `json:"bytes"`
-	Lost       int       `json:"lost"`
+	// ReplaceUS is the time from then until fdbridged has taken over, as far as
+	// the clocks of the two kernels agree, and RestoreUS how long that took;
+	// both 0 when another fdbridged did it.
+	ReplaceUS int64 `json:"replace_us,omitempty"`
+	RestoreUS int64 `json:"restore_us,omitempty"`
+	Units     int   `json:"units"`
+	Entries   int   `json:"entries"`
+	Bytes     int64 `json:"bytes"`
+	Lost      int   `json:"lost"`
 }

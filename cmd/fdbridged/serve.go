@@ -137,6 +137,7 @@ func newServer(settings *config.Config, holder *bridge.Holder, reader *units.Rea
 	server.Holder = holder
 	server.PID1 = reader
 	server.UnitOf = units.UnitOf
+	server.Duplicator = func() (bridge.Duplicator, error) { return units.OpenDuplicator(1) }
 	server.Excluded = settings.Excluded
 	server.LostFile = bridge.LostFile
 	server.Machine = machine

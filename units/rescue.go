@@ -72,15 +72,20 @@ const carryingVersion = 261
 // which is so from systemd 261 on: memfds that are in no session yet, and
 // sessions.
 func (r *Reader) Carries(ctx context.Context) (bool, error) {
-	var version string
+	version, err := r.Version(ctx)
+	return majorVersion(version) >= carryingVersion, err
+}
+
+// Version returns PID 1's version, such as "257.13-1~deb13u1".
+func (r *Reader) Version(ctx context.Context) (version string, err error) {
 	calls := []bulk.Call{
 		getProperty(managerPath, managerInterface, "Version", func(b *bulk.Reader) { readValue(b, &version) }),
 	}
-	err := r.connected(ctx, func(ctx context.Context, a asker) error { return a.calls(ctx, calls, nil) })
+	err = r.connected(ctx, func(ctx context.Context, a asker) error { return a.calls(ctx, calls, nil) })
 	if err = errors.Join(err, calls[0].Err); err != nil {
-		return false, fmt.Errorf("read the version of the service manager: %w", err)
+		return "", fmt.Errorf("read the version of the service manager: %w", err)
 	}
-	return majorVersion(version) >= carryingVersion, nil
+	return version, nil
 }
 
 // majorVersion is the number that a version begins with, such as "257.13-1" or,

@@ -130,6 +130,7 @@ func (r *Result) conclude() {
 type Stores interface {
 	EachStore(ctx context.Context, each func(s *units.Store)) error
 	Carries(ctx context.Context) (bool, error)
+	Version(ctx context.Context) (string, error)
 }
 
 // Duplicator duplicates fds that PID 1 holds; units.Duplicator does it.
@@ -191,22 +192,28 @@ func (c *Checker) machine(found *Result) error {
 	if state.Device.Value {
 		return nil
 	}
-	why := "this kernel offers no live update: there is no /dev/liveupdate"
-	cmdline, err := kho.ReadCommandLine(c.Root)
+	why, err := c.whyNot(&state)
 	if err != nil {
 		return err
 	}
-	missing := kho.MissingSwitches(cmdline)
-	switch {
-	case !state.Device.Known:
-		why = state.Device.Why
-	case len(missing) > 0:
-		why += ", and no " + strings.Join(missing, " and no ") + " on its command line"
-	default:
-		why = state.LUO.Why
-	}
 	found.add(Impossible, "Boot a kernel with CONFIG_LIVEUPDATE=y, and with kho=on liveupdate=on.", "%s", why)
 	return nil
+}
+
+// whyNot says why there is no /dev/liveupdate.
+func (c *Checker) whyNot(state *kho.State) (string, error) {
+	if !state.Device.Known {
+		return state.Device.Why, nil
+	}
+	cmdline, err := kho.ReadCommandLine(c.Root)
+	if err != nil {
+		return "", err
+	}
+	if missing := kho.MissingSwitches(cmdline); len(missing) > 0 {
+		return "this kernel offers no live update: there is no /dev/liveupdate, and no " +
+			strings.Join(missing, " and no ") + " on its command line", nil
+	}
+	return state.LUO.Why, nil
 }
 
 // services looks at fdbridge's own units.

@@ -73,6 +73,13 @@ func (s *stores) EachStore(_ context.Context, each func(s *units.Store)) error {
 
 func (s *stores) Carries(context.Context) (bool, error) { return s.carries, s.err }
 
+func (s *stores) Version(context.Context) (string, error) {
+	if s.err != nil {
+		return "", s.err
+	}
+	return "257.13-1", nil
+}
+
 // checked is a machine where a live update works.
 type checked struct {
 	*stores

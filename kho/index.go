@@ -10,7 +10,8 @@ import (
 	"github.com/fdbridge/fdbridge/internal/fd"
 )
 
-const indexFormat = "fdbridge.index"
+// IndexFormat is what an index has as its member "format".
+const IndexFormat = "fdbridge.index"
 
 // Index lists what was preserved, because the kernel cannot list its sessions.
 type Index struct {
@@ -45,7 +46,7 @@ type LostEntry struct {
 // ErrVersion and ErrTooLarge.
 func ParseIndex(data []byte) (*Index, error) {
 	x := &Index{}
-	if err := parse(data, x, indexFormat); err != nil {
+	if err := parse(data, x, IndexFormat); err != nil {
 		return nil, fmt.Errorf("parse index: %w", err)
 	}
 	return x, nil
@@ -56,7 +57,7 @@ func ParseIndex(data []byte) (*Index, error) {
 // ErrTooLarge, or are the system's.
 func ReadIndex(f *fd.FD) (*Index, error) {
 	x := &Index{}
-	if err := readMemfd(f, x, indexFormat); err != nil {
+	if err := readMemfd(f, x, IndexFormat); err != nil {
 		return nil, fmt.Errorf("read index: %w", err)
 	}
 	return x, nil
@@ -65,7 +66,7 @@ func ReadIndex(f *fd.FD) (*Index, error) {
 // Encode returns the index as JSON. It refuses, with ErrFormat or ErrTooLarge,
 // what a reader would refuse. Text that is not UTF-8 comes out with U+FFFD.
 func (x *Index) Encode() ([]byte, error) {
-	data, err := encode(x, indexFormat)
+	data, err := encode(x, IndexFormat)
 	if err != nil {
 		return nil, fmt.Errorf("write index: %w", err)
 	}
@@ -76,7 +77,7 @@ func (x *Index) Encode() ([]byte, error) {
 // its position at the start. The caller owns it. Errors are those of Encode and
 // the system's.
 func (x *Index) Memfd() (*fd.FD, error) {
-	f, err := writeMemfd(x, indexFormat)
+	f, err := writeMemfd(x, IndexFormat)
 	if err != nil {
 		return nil, fmt.Errorf("write index: %w", err)
 	}

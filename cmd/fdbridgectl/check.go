@@ -21,22 +21,24 @@ import (
 // host is the machine whose next live update is checked and begun.
 type host struct {
 	check.Kexec
-	cmdline func() (string, error) // of the running kernel
+	features func(ctx context.Context) (*check.Features, error)
+	cmdline  func() (string, error) // of the running kernel
 }
 
 func thisHost() host {
 	return host{
-		Kexec:   check.Kexec{Check: checkNow, Load: kho.LoadKernel, Start: start},
-		cmdline: func() (string, error) { return kho.ReadCommandLine(os.DirFS("/")) },
+		Kexec:    check.Kexec{Check: checkNow, Load: kho.LoadKernel, Start: start},
+		features: featuresNow,
+		cmdline:  func() (string, error) { return kho.ReadCommandLine(os.DirFS("/")) },
 	}
 }
 
-// checkNow checks by the same settings as fdbridged preserves by, which is where
+// thisChecker goes by the same settings as fdbridged preserves by, which is where
 // problems of theirs are reported.
-func checkNow(ctx context.Context, target *check.Target) (*check.Result, error) {
+func thisChecker() *check.Checker {
 	rules, _ := config.LoadRules("/")
 	reader := &units.Reader{Socket: units.PrivateSocket}
-	checker := check.Checker{
+	return &check.Checker{
 		Stores:     reader,
 		Duplicator: func() (check.Duplicator, error) { return units.OpenDuplicator(1) },
 		State:      reader.State,
@@ -45,7 +47,10 @@ func checkNow(ctx context.Context, target *check.Target) (*check.Result, error) 
 		Root:       os.DirFS("/"),
 		KernelLog:  kho.KernelLog,
 	}
-	found, err := checker.Run(ctx, target)
+}
+
+func checkNow(ctx context.Context, target *check.Target) (*check.Result, error) {
+	found, err := thisChecker().Run(ctx, target)
 	if errors.Is(err, unix.EACCES) {
 		err = fmt.Errorf("%w: only root may ask PID 1", err)
 	}
@@ -78,7 +83,7 @@ func verdict(outcome check.Outcome, err error) error {
 	return failure{statusImpossible, err}
 }
 
-func checkCommand(h host, asJSON *bool) *cobra.Command {
+func checkCommand(h host, v *view) *cobra.Command {
 	var kernel string
 	cmd := &cobra.Command{
 		Use:   "check",
@@ -90,7 +95,7 @@ func checkCommand(h host, asJSON *bool) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			found, err := checkImage(cmd.Context(), h, kernel)
 			if err == nil {
-				err = output(cmd.OutOrStdout(), *asJSON, found, func() string { return checkText(found) })
+				err = output(cmd.OutOrStdout(), v.json, found, func() string { return v.checkText(found) })
 			}
 			if err != nil {
 				return failure{statusImpossible, err}
@@ -118,7 +123,7 @@ func checkImage(ctx context.Context, h host, name string) (*check.Result, error)
 	return h.Check(ctx, &check.Target{Name: name, Image: kernel, Size: info.Size()})
 }
 
-func kexecCommand(h host, asJSON *bool) *cobra.Command {
+func kexecCommand(h host, v *view) *cobra.Command {
 	var o check.Options
 	var reuse bool
 	cmd := &cobra.Command{
@@ -135,7 +140,7 @@ func kexecCommand(h host, asJSON *bool) *cobra.Command {
 			var outcome check.Outcome
 			err := h.Run(cmd.Context(), o, func(found *check.Result) error {
 				outcome = found.Outcome
-				return output(cmd.OutOrStdout(), *asJSON, found, func() string { return checkText(found) })
+				return output(cmd.OutOrStdout(), v.json, found, func() string { return v.checkText(found) })
 			})
 			if errors.Is(err, check.ErrRefused) {
 				return verdict(outcome, errors.New("nothing was done; --force does it nevertheless"))

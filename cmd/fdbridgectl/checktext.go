@@ -5,28 +5,29 @@ package main
 import (
 	"fmt"
 	"strings"
-	"unicode/utf8"
 
 	"github.com/fdbridge/fdbridge/bridge/check"
 )
 
-const (
-	columns  = 80
-	namedFDs = 3 // how many fds with one problem are named
-)
+// namedFDs is how many fds with one problem are named.
+const namedFDs = 3
 
 // checkText is the verdict in a line, then each problem and what to do about it.
-func checkText(c *check.Result) string {
+func (v *view) checkText(c *check.Result) string {
 	var text strings.Builder
 	text.WriteString(verdictText(c) + "\n")
 	for i := range c.Problems {
 		p := &c.Problems[i]
-		label := map[check.Outcome]string{check.Impossible: "Impossible: ", check.Lossy: "Loss: "}[p.Outcome]
-		if label == "" {
-			label = "Note: "
+		label, colour := "Note", ""
+		switch p.Outcome {
+		case check.Impossible:
+			label, colour = "Impossible", red
+		case check.Lossy:
+			label, colour = "Loss", yellow
 		}
-		wrap(&text, "", label+subject(p)+oneLine(p.Message))
-		wrap(&text, "  ", p.Remedy)
+		v.labelled(&text, colour, label, v.subject(p)+oneLine(p.Message))
+		text.WriteString(" ")
+		wrap(&text, 1, 4, p.Remedy)
 	}
 	return text.String()
 }
@@ -50,7 +51,7 @@ func verdictText(c *check.Result) string {
 }
 
 // subject says what a problem is about.
-func subject(p *check.Problem) string {
+func (v *view) subject(p *check.Problem) string {
 	if p.Unit == "" {
 		return ""
 	}
@@ -58,10 +59,11 @@ func subject(p *check.Problem) string {
 		return p.Unit + ": "
 	}
 	var names []string
-	for _, name := range p.FDs[:min(len(p.FDs), namedFDs)] {
+	shown := v.shown(len(p.FDs), namedFDs)
+	for _, name := range p.FDs[:shown] {
 		names = append(names, fmt.Sprintf("%q", name))
 	}
-	if more := len(p.FDs) - namedFDs; more > 0 {
+	if more := len(p.FDs) - shown; more > 0 {
 		names = append(names, fmt.Sprintf("%d more", more))
 	}
 	kind := ""
@@ -73,27 +75,4 @@ func subject(p *check.Problem) string {
 		noun = "fds"
 	}
 	return fmt.Sprintf("%s: %s %s%s: ", p.Unit, noun, strings.Join(names, ", "), kind)
-}
-
-// wrap writes a paragraph whose lines have no more columns than there are, but
-// for words that are longer. Lines after the first are indented by more.
-func wrap(text *strings.Builder, indent, paragraph string) {
-	used := 0
-	for _, word := range strings.Fields(paragraph) {
-		n := utf8.RuneCountInString(word)
-		switch {
-		case used == 0:
-			text.WriteString(indent)
-			used = len(indent)
-		case used+1+n > columns:
-			text.WriteString("\n    ")
-			used = 4
-		default:
-			text.WriteString(" ")
-			used++
-		}
-		text.WriteString(word)
-		used += n
-	}
-	text.WriteString("\n")
 }

@@ -12,6 +12,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -23,7 +24,7 @@ import (
 
 func main() {
 	local := daemon{socket: wire.Path, device: session.Path}
-	os.Exit(run(command(local, thisHost()), os.Args[1:], os.Stdout, os.Stderr))
+	os.Exit(run(command(local, thisHost(), screenOf(os.Stdout, os.Getenv)), os.Args[1:], os.Stdout, os.Stderr))
 }
 
 // run runs the command line and returns the exit status.
@@ -54,8 +55,9 @@ type failure struct {
 
 func (f failure) Error() string { return fmt.Sprint(f.err) }
 
-// command builds the command line that asks d, and checks and replaces h.
-func command(d daemon, h host) *cobra.Command {
+// command builds the command line that asks d, checks and replaces h, and writes
+// to a screen.
+func command(d daemon, h host, s screen) *cobra.Command {
 	root := &cobra.Command{
 		Use:                "fdbridgectl",
 		Short:              "Show what fdbridge carries across live kernel updates",
@@ -63,9 +65,17 @@ func command(d daemon, h host) *cobra.Command {
 		SilenceUsage:       true,
 		SilenceErrors:      true,
 		DisableSuggestions: true, // an error is one line
+		CompletionOptions:  cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
-	asJSON := root.PersistentFlags().Bool("json", false, "print JSON instead of text")
-	root.AddCommand(&cobra.Command{
+	v := &view{screen: s}
+	root.PersistentFlags().BoolVar(&v.json, "json", false, "print JSON instead of text")
+	root.AddCommand(listCommand(d, v), statusCommand(d, v), showCommand(d, v), checkCommand(h, v), kexecCommand(h, v),
+		dropCommand(d), inspectCommand(d, v), featuresCommand(h, v))
+	return root
+}
+
+func listCommand(d daemon, v *view) *cobra.Command {
+	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List the units whose fds are carried, and those that fds are held for",
 		Args:  cobra.NoArgs,
@@ -74,35 +84,37 @@ func command(d daemon, h host) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return output(cmd.OutOrStdout(), *asJSON, list, func() string { return unitsText(list) })
+			return output(cmd.OutOrStdout(), v.json, list, func() string { return v.unitsText(list) })
 		},
-	}, &cobra.Command{
-		Use:   "status",
-		Short: "Show the state of fdbridge and what the last live update did",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			report, err := d.report()
-			if err != nil {
-				return err
-			}
-			return output(cmd.OutOrStdout(), *asJSON, report, func() string { return reportText(report) })
-		},
-	}, &cobra.Command{
+	}
+	v.addFull(cmd)
+	return cmd
+}
+
+func dropCommand(d daemon) *cobra.Command {
+	return &cobra.Command{
 		Use:   "drop UNIT",
 		Short: "Let go of the fds that are held for a unit, which are lost then",
 		Args:  cobra.ExactArgs(1),
-		RunE:  func(_ *cobra.Command, args []string) error { return d.explain(wire.Drop(d.socket, args[0])) },
-	}, checkCommand(h, asJSON), kexecCommand(h, asJSON))
-	return root
+		RunE: func(_ *cobra.Command, args []string) error {
+			return d.explain(wire.Drop(d.socket, unitName(args[0])))
+		},
+		ValidArgsFunction: d.completeUnits(heldUnit),
+	}
 }
 
-// report is what status prints.
-type report struct {
-	wire.Status
-	// Lost are the fds that the last live update did not carry.
-	Lost []wire.Lost `json:"lost"`
-	// Problems are sentences about what went wrong in this boot.
-	Problems []string `json:"problems"`
+// addFull gives a command the option that nothing is cut.
+func (v *view) addFull(cmd *cobra.Command) {
+	cmd.Flags().BoolVarP(&v.full, "full", "l", false, "cut no names, and leave nothing out")
+}
+
+// unitName completes the name of a unit as systemctl does; none but services have
+// an fd store.
+func unitName(arg string) string {
+	if strings.HasSuffix(arg, ".service") {
+		return arg
+	}
+	return arg + ".service"
 }
 
 // daemon is the fdbridged that is asked.
@@ -119,21 +131,6 @@ func (d daemon) units() ([]wire.Unit, error) {
 		}
 	})
 	return list, err
-}
-
-func (d daemon) report() (*report, error) {
-	r := &report{Lost: []wire.Lost{}, Problems: []string{}}
-	err := d.ask(wire.OpStatus, func(a *wire.Answer) {
-		switch {
-		case a.Status != nil:
-			r.Status = *a.Status
-		case a.Lost != nil:
-			r.Lost = append(r.Lost, *a.Lost)
-		case a.Problem != "":
-			r.Problems = append(r.Problems, a.Problem)
-		}
-	})
-	return r, err
 }
 
 func (d daemon) ask(op string, each func(*wire.Answer)) error {

@@ -4,6 +4,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -22,6 +23,7 @@ import (
 
 	"github.com/fdbridge/fdbridge/bridge/check"
 	"github.com/fdbridge/fdbridge/bridge/wire"
+	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
 )
 
@@ -31,12 +33,14 @@ func TestMain(m *testing.M) { fdtest.Main(m) }
 //
 //	fdbridged        starts an fdbridged on the file "socket", which answers a
 //	                 request with the packets in the file of the request's name
-//	                 and hangs up; it ends with the script
+//	                 and hangs up, a document's with the file of its unit's name
+//	                 or "index"; it ends with the script
 //	deaf-fdbridged   starts one that hangs up on everybody
 //	dead-fdbridged   leaves a socket that nobody listens on
 //	[!] fdbridgectl  runs the command with the files "socket" and "device", on the
 //	                 host of testHost
 //	exits N ARG...   does so, and demands the exit status N
+//	on-terminal N    does so on a terminal of N columns with colours
 //	[!] as-nobody    does so as a user whom "socket" is closed to
 //	fits FILE        demands that no line has more than 80 columns
 func TestScripts(t *testing.T) {
@@ -49,13 +53,20 @@ func TestScripts(t *testing.T) {
 			"fdbridgectl":    runCommand,
 			"as-nobody":      runAsNobody,
 			"exits":          exits,
+			"on-terminal":    runOnTerminal,
 			"fits":           fits,
 		},
 	})
 }
 
 func runCommand(ts *testscript.TestScript, neg bool, args []string) {
-	checkStatus(ts, neg, runWith(ts, args))
+	checkStatus(ts, neg, runWith(ts, screen{}, args))
+}
+
+func runOnTerminal(ts *testscript.TestScript, neg bool, args []string) {
+	columns, err := strconv.Atoi(args[0])
+	ts.Check(err)
+	checkStatus(ts, neg, runWith(ts, screen{columns: columns, colours: true}, args[1:]))
 }
 
 // runAsNobody runs the command with nobody's access to files, whoever runs the
@@ -65,18 +76,18 @@ func runAsNobody(ts *testscript.TestScript, neg bool, args []string) {
 	go func() {
 		runtime.LockOSThread() // and never unlock: the thread ends with its user
 		_ = unix.Setfsuid(65534)
-		status <- runWith(ts, args)
+		status <- runWith(ts, screen{}, args)
 	}()
 	checkStatus(ts, neg, <-status)
 }
 
-func runWith(ts *testscript.TestScript, args []string) int {
+func runWith(ts *testscript.TestScript, s screen, args []string) int {
 	d := daemon{socket: ts.MkAbs("socket"), device: ts.MkAbs("device")}
-	return run(command(d, testHost(ts)), args, ts.Stdout(), ts.Stderr())
+	return run(command(d, testHost(ts), s), args, ts.Stdout(), ts.Stderr())
 }
 
 func exits(ts *testscript.TestScript, _ bool, args []string) {
-	if status := strconv.Itoa(runWith(ts, args[1:])); status != args[0] {
+	if status := strconv.Itoa(runWith(ts, screen{}, args[1:])); status != args[0] {
 		ts.Fatalf("exit status %s, want %s", status, args[0])
 	}
 }
@@ -108,6 +119,14 @@ func testHost(ts *testscript.TestScript) host {
 			err = say("check %s of %d bytes with %s", filepath.Base(target.Name), target.Size, cmdline)
 		}
 		return &found, err
+	}
+	h.features = func(context.Context) (*check.Features, error) {
+		data, err := os.ReadFile(ts.MkAbs("features"))
+		if err != nil {
+			return nil, err
+		}
+		f := &check.Features{}
+		return f, json.Unmarshal(data, f)
 	}
 	h.Load = func(kernel, initrd *os.File, cmdline string) error {
 		return say("load with an initrd %v and %q", initrd != nil, cmdline)
@@ -169,10 +188,27 @@ func answer(conn *wire.Conn, dir string) error {
 		} else if err != nil {
 			return err
 		}
-		if err := conn.Send(packet, nil); err != nil {
+		document, err := documentOf(&packet, dir)
+		if err == nil {
+			err = errors.Join(conn.Send(packet, document), document.Close())
+		}
+		if err != nil {
 			return err
 		}
 	}
+}
+
+// documentOf opens the file that stands for a document, which has the name of its
+// unit, or "index".
+func documentOf(packet *wire.Answer, dir string) (*fd.FD, error) {
+	if packet.Document == nil {
+		return nil, nil
+	}
+	raw, err := unix.Open(filepath.Join(dir, cmp.Or(packet.Document.Unit, "index")), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return fd.New(raw), nil
 }
 
 func leaveSocket(ts *testscript.TestScript, _ bool, _ []string) {
@@ -212,7 +248,7 @@ func TestOutputThatCannotBeWrittenIsAnError(t *testing.T) {
 	}
 	defer full.Close()
 	for _, asJSON := range []bool{false, true} {
-		err := output(full, asJSON, []wire.Unit{}, func() string { return unitsText(nil) })
+		err := output(full, asJSON, []wire.Unit{}, func() string { return (&view{}).unitsText(nil) })
 		if !errors.Is(err, unix.ENOSPC) {
 			t.Errorf("output, JSON %v: %v, want ENOSPC", asJSON, err)
 		}

@@ -36,6 +36,9 @@ vet:
 	@test -z "$$(gofmt -l . | tee /dev/stderr)" || { echo "run gofmt -w on these" >&2; exit 1; }
 	go vet ./...
 	go vet -tags vm,soak ./test
+	@command -v mandoc > /dev/null || { echo 'install mandoc, or run "make deps" as root' >&2; exit 1; }
+	mandoc -Tlint -Wwarning contrib/man/*
+	@for page in contrib/man/*; do test "$$(mandoc -Tutf8 $$page | wc -l)" -gt 20 || { echo "$$page is not rendered" >&2; exit 1; }; done
 
 .PHONY: test-unit
 test-unit: deps ## Run the unit tests, with the race detector

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build vm
+
+package test
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/fdbridge/fdbridge/bridge/check"
+	"github.com/fdbridge/fdbridge/bridge/wire"
+)
+
+// What fdbridgectl shows of fds before an update and after it, while they are
+// held and when they are delivered.
+func TestFdbridgectlShowsWhatThereIs(t *testing.T) {
+	b := boot(t, images.with)
+	b.units(map[string]string{"a.service": byHand(optIn, "sealed,memfd,4096,7,6", "plain,memfd,100", "p,pipe")})
+	b.says("nobody", "setpriv --reuid=65534 --clear-groups fdbridgectl show a 2>&1 || true", "only root may ask fdbridged")
+	before := b.show("a")
+	if len(before) != 3 {
+		b.Fatalf("three fds are stored, and shown are %+v", before)
+	}
+	b.features(0)
+	b.sh("systemctl stop a.service")
+	b.kexec()
+
+	held := b.show("a.service")
+	for i := range held {
+		if e := &held[i]; e.Type == "pipe" {
+			if e.Where != wire.WhereLost || e.Reason == "" {
+				b.Errorf("the pipe is %+v", e)
+			}
+			e.Reason = ""
+		} else if e.Where != wire.WhereHeld || e.Session != "fdbridge.a.service" || e.Token == 0 {
+			b.Errorf("the memfd is %+v", e)
+		}
+		held[i].Kind, held[i].Session, held[i].Token, held[i].Where = "", "", 0, wire.WhereStore
+	}
+	if diff := cmp.Diff(before, held); diff != "" {
+		b.Errorf("held are other fds than were stored (-want +got):\n%s", diff)
+	}
+	b.says("the index", "fdbridgectl inspect fdbridge", "fdbridge.a.service")
+	b.says("the manifest", "fdbridgectl inspect fdbridge.a.service", "Manifest of: a.service", "Lost: a.service: fd \"p\" (pipe)")
+	b.says("the status", "fdbridgectl status", "Replaced: the kernel, in about", "Taken over: in", "a.service  2    4K    held", "Lost: a.service")
+	b.says("the unit's", "fdbridgectl status a", "State: held", "Lost: 1 fd")
+	b.features(1)
+
+	b.sh("systemctl start a.service")
+	b.says("the status", "fdbridgectl status", "Delivered: to 1 unit, each in")
+	b.says("the unit's", "fdbridgectl status a", "State: opted-in", "by the last live update, delivered in")
+	b.says("what is gone", "fdbridgectl inspect fdbridge.a.service 2>&1 || true", "no manifest is held")
+	b.says("completion", "fdbridgectl __complete show ''", "a.service")
+	b.off()
+}
+
+// show returns what fdbridgectl shows of a unit's fds.
+func (b *bed) show(unit string) []wire.Entry {
+	b.Helper()
+	var shown struct {
+		Entries  []wire.Entry
+		Problems []string
+	}
+	if err := json.Unmarshal([]byte(b.sh("fdbridgectl show --json %s", unit)), &shown); err != nil || len(shown.Problems) > 0 {
+		b.Fatalf("%v, problems %q", err, shown.Problems)
+	}
+	return shown.Entries
+}
+
+// features checks what fdbridgectl features says after some live updates.
+func (b *bed) features(updates uint64) {
+	b.Helper()
+	var f check.Features
+	if err := json.Unmarshal([]byte(b.sh("fdbridgectl features --json")), &f); err != nil {
+		b.Fatal(err)
+	}
+	k := f.Kernel
+	if k.LiveUpdate == nil || !*k.LiveUpdate || k.LiveUpdateNumber == nil || *k.LiveUpdateNumber != updates ||
+		k.Seals == nil || !*k.Seals || f.Systemd.Carries == nil || *f.Systemd.Carries || f.Directives.By != "fdbridge" {
+		text, _ := json.Marshal(f)
+		b.Errorf("the features are %s", text)
+	}
+}
+
+// says checks that a script prints all of parts.
+func (b *bed) says(what, script string, parts ...string) {
+	b.Helper()
+	got := b.sh("%s", script)
+	for _, part := range parts {
+		if !strings.Contains(got, part) {
+			b.Errorf("%s: no %q in:\n%s", what, part, got)
+		}
+	}
+}

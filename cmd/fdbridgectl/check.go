@@ -91,7 +91,7 @@ func checkCommand(h host, v *view) *cobra.Command {
 		Long: "Say what would be lost if systemctl kexec were called now.\n\n" +
 			"The exit status is 0 when nothing would be, 1 when something would be or may\n" +
 			"be, and 2 when a live update cannot work at all or nothing can be said.",
-		Args: cobra.NoArgs,
+		Args: cobra.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			found, err := checkImage(cmd.Context(), h, kernel)
 			if err == nil {
@@ -132,7 +132,7 @@ func kexecCommand(h host, v *view) *cobra.Command {
 		Long: "Check what would be lost, load the kernel, and call systemctl kexec.\n\n" +
 			"What the check finds is refused with its exit status, see fdbridgectl check\n" +
 			"--help. Without --kernel the kernel is booted that is loaded already.",
-		Args: cobra.NoArgs,
+		Args: cobra.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := complete(cmd, h, &o, reuse); err != nil {
 				return err

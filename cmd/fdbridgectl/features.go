@@ -16,7 +16,7 @@ func featuresCommand(h host, v *view) *cobra.Command {
 	return &cobra.Command{
 		Use:   "features",
 		Short: "Show what this kernel, this systemd and fdbridge can do",
-		Args:  cobra.NoArgs,
+		Args:  cobra.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			found, err := h.features(cmd.Context())
 			if err != nil {

@@ -78,7 +78,7 @@ func listCommand(d daemon, v *view) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "List the units whose fds are carried, and those that fds are held for",
-		Args:  cobra.NoArgs,
+		Args:  cobra.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			list, err := d.units()
 			if err != nil {

@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -42,7 +43,7 @@ func TestMain(m *testing.M) { fdtest.Main(m) }
 //	exits N ARG...   does so, and demands the exit status N
 //	on-terminal N    does so on a terminal of N columns with colours
 //	[!] as-nobody    does so as a user whom "socket" is closed to
-//	fits FILE        demands that no line has more than 80 columns
+//	fits FILE        demands that no line has more than 80 columns, but for colours
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata",
@@ -218,7 +219,8 @@ func leaveSocket(ts *testscript.TestScript, _ bool, _ []string) {
 }
 
 func fits(ts *testscript.TestScript, _ bool, args []string) {
-	for line := range strings.Lines(ts.ReadFile(args[0])) {
+	text := regexp.MustCompile("\x1b\\[[0-9;]*m").ReplaceAllString(ts.ReadFile(args[0]), "")
+	for line := range strings.Lines(text) {
 		if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > 80 {
 			ts.Fatalf("%d columns: %s", n, line)
 		}

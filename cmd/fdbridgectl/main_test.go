@@ -175,12 +175,12 @@ func answer(conn *wire.Conn, dir string) error {
 	if _, err := conn.Receive(&request); err != nil {
 		return err
 	}
-	packets, err := os.Open(filepath.Join(dir, request.Op))
+	// All at once: the script may change the file as soon as it has its answer.
+	packets, err := os.ReadFile(filepath.Join(dir, request.Op))
 	if err != nil {
 		return err
 	}
-	defer packets.Close()
-	decoder := json.NewDecoder(packets)
+	decoder := json.NewDecoder(bytes.NewReader(packets))
 	decoder.DisallowUnknownFields()
 	for {
 		var packet wire.Answer

@@ -20,7 +20,7 @@ type contents map[address]*kho.Entry
 
 // read reads a parcel's manifest. The caller has h.mu.
 func (h *Holder) read(p *holding) (contents, error) {
-	m, err := h.manifestOf(p)
+	m, err := h.manifest(p)
 	if err != nil {
 		return nil, err
 	}
@@ -35,8 +35,9 @@ func (h *Holder) read(p *holding) (contents, error) {
 	return files, nil
 }
 
-// manifestOf returns a parcel's manifest. The caller has h.mu.
-func (h *Holder) manifestOf(p *holding) (m *kho.Manifest, err error) {
+// manifest reads the manifest of a parcel, which has to be that of its unit. The
+// caller has h.mu.
+func (h *Holder) manifest(p *holding) (m *kho.Manifest, err error) {
 	f, err := h.retrieve(p.manifest())
 	if err != nil {
 		return nil, err

@@ -20,12 +20,14 @@ import (
 // show answers OpShow: what a unit has stored, and what is held for it.
 func (s *Server) show(ctx context.Context, conn *wire.Conn, unit string) error {
 	stored, err := s.stored(ctx, unit)
-	if err != nil {
+	if errors.Is(err, units.ErrManager) {
 		return errors.Join(err, conn.Send(wire.Answer{Error: err.Error()}, nil))
 	}
 	held, problems := s.Holder.entries(unit)
-	if err := s.Holder.state(unit); err != nil {
-		problems = append(problems, err)
+	for _, err := range []error{err, s.Holder.state(unit)} {
+		if err != nil {
+			problems = append(problems, err)
+		}
 	}
 	for _, entry := range append(stored, held...) {
 		if err := conn.Send(wire.Answer{Entry: &entry}, nil); err != nil {
@@ -41,7 +43,7 @@ func (s *Server) show(ctx context.Context, conn *wire.Conn, unit string) error {
 }
 
 // stored returns what is in a unit's store, with what PID 1 does not tell of its
-// files. The error is that PID 1 did not answer.
+// files. The error is PID 1's, which tells nothing of a unit that is masked, say.
 func (s *Server) stored(ctx context.Context, unit string) ([]wire.Entry, error) {
 	list, err := s.PID1.Entries(ctx, unit)
 	if err != nil || len(list) == 0 {
@@ -52,7 +54,7 @@ func (s *Server) stored(ctx context.Context, unit string) ([]wire.Entry, error) 
 	var of []*wire.Entry
 	for i := range list {
 		e := &list[i]
-		entries[i] = wire.Entry{Name: e.Name, Where: wire.WhereStore, Type: e.Type(), Flags: uint32(e.Flags)}
+		entries[i] = wire.Entry{Name: e.Name, Place: wire.PlaceStored, Type: e.Type(), Flags: uint32(e.Flags)}
 		if e.Mode&unix.S_IFMT == unix.S_IFREG { // the rest has neither size nor position
 			regular, of = append(regular, *e), append(of, &entries[i])
 		}
@@ -95,7 +97,7 @@ func (h *Holder) entries(unit string) (list []wire.Entry, problems []error) {
 		if p.Unit != unit {
 			continue
 		}
-		m, err := h.manifestOf(p)
+		m, err := h.manifest(p)
 		if err != nil {
 			problems = append(problems, err)
 			continue
@@ -110,10 +112,10 @@ func (h *Holder) entries(unit string) (list []wire.Entry, problems []error) {
 // heldEntry is an entry of a manifest that is in session.
 func heldEntry(e *kho.Entry, session string) wire.Entry {
 	entry := wire.Entry{
-		Name: e.Name, Where: wire.WhereHeld, Kind: string(e.Kind), Type: e.Type, Flags: e.Flags, Reason: e.Reason,
+		Name: e.Name, Place: wire.PlaceHeld, Kind: string(e.Kind), Type: e.Type, Flags: e.Flags, Reason: e.Reason,
 	}
 	if e.Kind == kho.KindLost {
-		entry.Where = wire.WhereLost
+		entry.Place = wire.PlaceLost
 		return entry
 	}
 	entry.Size, entry.Position, entry.Seals = &e.Size, &e.Position, e.Seals.Names()

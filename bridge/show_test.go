@@ -4,6 +4,7 @@ package bridge_test
 
 import (
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/kho"
+	"github.com/fdbridge/fdbridge/units"
 )
 
 // show returns what an fdbridged says of a unit's fds.
@@ -30,6 +32,13 @@ func show(t *testing.T, socket, unit string) (entries []wire.Entry, problems []s
 		t.Error(err)
 	}
 	return entries, problems
+}
+
+// fail makes PID 1 answer everything with an error.
+func (m *manager) fail(err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.err = err
 }
 
 func number(n int64) *int64 { return &n }
@@ -51,26 +60,26 @@ func TestShowTellsWhereEachFDIs(t *testing.T) {
 	}
 	in := func(where string) []wire.Entry {
 		return []wire.Entry{
-			{Name: "sealed", Where: where, Type: "memfd", Size: number(1), Position: number(moved[0]), Seals: []string{"exec"}},
-			{Name: "pipe", Where: where, Type: "pipe"},
-			{Name: "second", Where: where, Type: "memfd", Size: number(12), Position: number(moved[2])},
+			{Name: "sealed", Place: where, Type: "memfd", Size: number(1), Position: number(moved[0]), Seals: []string{"exec"}},
+			{Name: "pipe", Place: where, Type: "pipe"},
+			{Name: "second", Place: where, Type: "memfd", Size: number(12), Position: number(moved[2])},
 		}
 	}
 	ignore := cmpopts.IgnoreFields(wire.Entry{}, "Flags")
 	_, socket, stop := w.serve()
 	stored, problems := show(t, socket, "a.service")
-	if diff := cmp.Diff(in(wire.WhereStore), stored, ignore); diff != "" || problems != nil {
+	if diff := cmp.Diff(in(wire.PlaceStored), stored, ignore); diff != "" || problems != nil {
 		t.Errorf("stored (-want +got):\n%s\nproblems %q", diff, problems)
 	}
 	stop()
 
 	w.kexec(w.preserve())
 	_, socket, _ = w.serve()
-	want := in(wire.WhereHeld)
+	want := in(wire.PlaceHeld)
 	for i, token := range []uint64{1, 0, 2} {
 		want[i].Kind, want[i].Session, want[i].Token = "luo", "fdbridge.a.service", token
 	}
-	want[1] = wire.Entry{Name: "pipe", Where: wire.WhereLost, Type: "pipe", Kind: "lost", Reason: want[1].Reason}
+	want[1] = wire.Entry{Name: "pipe", Place: wire.PlaceLost, Type: "pipe", Kind: "lost", Reason: want[1].Reason}
 	held, problems := show(t, socket, "a.service")
 	if diff := cmp.Diff(want, held, ignore, cmpopts.IgnoreFields(wire.Entry{}, "Reason")); diff != "" || problems != nil {
 		t.Errorf("held (-want +got):\n%s\nproblems %q", diff, problems)
@@ -82,7 +91,7 @@ func TestShowTellsWhereEachFDIs(t *testing.T) {
 		t.Fatal(err)
 	}
 	got, _ := show(t, socket, "a.service")
-	want = []wire.Entry{in(wire.WhereStore)[0], in(wire.WhereStore)[2]}
+	want = []wire.Entry{in(wire.PlaceStored)[0], in(wire.PlaceStored)[2]}
 	if diff := cmp.Diff(want, got, ignore); diff != "" {
 		t.Errorf("stored after delivery (-want +got):\n%s", diff)
 	}
@@ -95,15 +104,18 @@ func TestShowSaysWhatCannotBeSeen(t *testing.T) {
 	w.blind = errors.New("no pidfd")
 	_, socket, _ := w.serve()
 	got, _ := show(t, socket, "a.service")
-	want := []wire.Entry{{Name: "x", Where: wire.WhereStore, Type: "memfd", Reason: w.blind.Error()}}
+	want := []wire.Entry{{Name: "x", Place: wire.PlaceStored, Type: "memfd", Reason: w.blind.Error()}}
 	if diff := cmp.Diff(want, got, cmpopts.IgnoreFields(wire.Entry{}, "Flags")); diff != "" {
 		t.Errorf("without a duplicator (-want +got):\n%s", diff)
 	}
-	w.manager.mu.Lock()
-	w.manager.err = errors.New("PID 1 is busy")
-	w.manager.mu.Unlock()
+	w.fail(errors.New("the unit is masked"))
+	got, problems := show(t, socket, "a.service")
+	if got != nil || !cmp.Equal(problems, []string{"a.service: the unit is masked"}) {
+		t.Errorf("of a masked unit there are %+v, and problems %q", got, problems)
+	}
+	w.fail(fmt.Errorf("%w: it is busy", units.ErrManager))
 	err := wire.Show(socket, "a.service", func(*wire.Answer) {})
-	if !errors.Is(err, wire.ErrRefused) || !strings.Contains(err.Error(), "PID 1 is busy") {
+	if !errors.Is(err, wire.ErrRefused) || !strings.Contains(err.Error(), "it is busy") {
 		t.Errorf("Show without PID 1: %v", err)
 	}
 }

@@ -33,14 +33,14 @@ func TestFdbridgectlShowsWhatThereIs(t *testing.T) {
 	held := b.show("a.service")
 	for i := range held {
 		if e := &held[i]; e.Type == "pipe" {
-			if e.Where != wire.WhereLost || e.Reason == "" {
+			if e.Place != wire.PlaceLost || e.Reason == "" {
 				b.Errorf("the pipe is %+v", e)
 			}
 			e.Reason = ""
-		} else if e.Where != wire.WhereHeld || e.Session != "fdbridge.a.service" || e.Token == 0 {
+		} else if e.Place != wire.PlaceHeld || e.Session != "fdbridge.a.service" || e.Token == 0 {
 			b.Errorf("the memfd is %+v", e)
 		}
-		held[i].Kind, held[i].Session, held[i].Token, held[i].Where = "", "", 0, wire.WhereStore
+		held[i].Kind, held[i].Session, held[i].Token, held[i].Place = "", "", 0, wire.PlaceStored
 	}
 	if diff := cmp.Diff(before, held); diff != "" {
 		b.Errorf("held are other fds than were stored (-want +got):\n%s", diff)

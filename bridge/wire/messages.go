@@ -159,16 +159,16 @@ type Carried struct {
 
 // Where an Entry is.
 const (
-	WhereStore = "store" // in its unit's fd store
-	WhereHeld  = "held"  // with fdbridged, until the unit is started
-	WhereLost  = "lost"  // nowhere
+	PlaceStored = "stored" // in its unit's fd store
+	PlaceHeld   = "held"   // with fdbridged, until the unit is started
+	PlaceLost   = "lost"   // nowhere
 )
 
 // Entry is one fd of a unit. What is in a store comes first, in its order, and
 // then each parcel that is held, in the order of the store that it was.
 type Entry struct {
 	Name  string `json:"name"`
-	Where string `json:"where"`
+	Place string `json:"place"`
 	Type  string `json:"type"` // in words: "memfd", "pipe"
 	// Size and Position are in bytes; nil of what has none, and where they
 	// cannot be told.

@@ -60,12 +60,12 @@ func (v *view) shownText(s *shown) string {
 	var missed []wire.Lost
 	for i := range s.Entries {
 		e := &s.Entries[i]
-		where := e.Where
-		if e.Where == wire.WhereHeld {
+		where := e.Place
+		if e.Place == wire.PlaceHeld {
 			where = heldAt(s.Unit, e)
 		}
 		rows = append(rows, entryRow(e.Name, e.Type, e.Size, e.Position, e.Seals, where))
-		if e.Where == wire.WhereLost {
+		if e.Place == wire.PlaceLost {
 			missed = append(missed, wire.Lost{Unit: s.Unit, Name: e.Name, Type: e.Type, Reason: e.Reason})
 		} else if e.Reason != "" {
 			s.Problems = append(s.Problems, fmt.Sprintf("The fd %q cannot be looked at: %s", e.Name, e.Reason))
@@ -108,7 +108,7 @@ func entryRow(name, kind string, size, position *int64, seals []string, where st
 func heldAt(unit string, e *wire.Entry) string {
 	session := e.Session
 	if session == kho.SessionName(unit) {
-		session = wire.WhereHeld
+		session = wire.PlaceHeld
 	}
 	return place(session, e.Token, e.Kind)
 }

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/fdbridge/fdbridge/units/unitfile"
 )
@@ -29,6 +30,15 @@ type Facts struct {
 	Required bool `json:"required,omitempty"`
 	// Left says that the unit is left to systemd, Preserve=no there.
 	Left bool `json:"left,omitempty"`
+	// Identity is what of the unit has to be as it was, Identity= there; nil for
+	// the default: see Compares.
+	Identity []string `json:"identity,omitempty"`
+	// Previous are names that the unit had before, PreviousName= there. A
+	// template stands for that of the unit's own instance: see PreviousNames.
+	Previous []string `json:"previous,omitempty"`
+	// Unclear says that PID 1 may make something else of User and Group: they
+	// have specifiers or are no plain names, or it makes the user up itself.
+	Unclear bool `json:"unclear,omitempty"`
 }
 
 // Register has the facts of the units and templates that have opted in, by
@@ -82,31 +92,27 @@ func (r Register) file() File {
 	return File{Path: registerName, Data: append(data, '\n')}
 }
 
-// ownSection is where a unit's files say what is for fdbridge; systemd ignores
-// sections whose names begin so.
-const ownSection = "X-FDBridge"
-
 // factsOf returns what the settings of a unit say, and what of it is no sense.
 func factsOf(u *unitfile.Unit, settings unitfile.Settings) (facts Facts, problems []error) {
 	any := func(string) bool { return true }
 	facts.Fragment = u.Path
 	facts.User, _ = settings.Last(service, "User", any)
 	facts.Group, _ = settings.Last(service, "Group", any)
-	for _, a := range settings {
-		if a.Section != ownSection {
-			continue
-		}
-		yes, ok := unitfile.ParseBool(a.Value)
-		switch {
-		case a.Key != "Required" && a.Key != "Preserve":
-			problems = append(problems, fmt.Errorf("%s:%d: the setting %s= is unknown and ignored", a.Path, a.Line, a.Key))
-		case !ok && a.Value != "":
-			problems = append(problems, fmt.Errorf("%s:%d: %s=%s is ignored: it is yes or no", a.Path, a.Line, a.Key, a.Value))
-		case a.Key == "Required":
-			facts.Required = yes
-		default:
-			facts.Left = !yes && a.Value != ""
-		}
-	}
-	return facts, problems
+	// With DynamicUser= the unit's name becomes the user's (user_from_unit_name
+	// in src/core/unit.c, systemd 257).
+	dynamic, _ := settings.Last(service, "DynamicUser", func(value string) bool {
+		_, ok := unitfile.ParseBool(value)
+		return ok
+	})
+	yes, _ := unitfile.ParseBool(dynamic)
+	facts.Unclear = yes || !plainName(facts.User) || !plainName(facts.Group)
+	return facts, facts.own(u.Name, settings)
+}
+
+// plainName tells whether a user or group is one that PID 1 takes as it is, or
+// none (valid_user_group_name in src/basic/user-util.c, systemd 257, takes more).
+func plainName(name string) bool {
+	const letters = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_"
+	return len(name) <= 31 && strings.Trim(name, letters+"0123456789-") == "" &&
+		(name == "" || strings.Contains(letters, name[:1]))
 }

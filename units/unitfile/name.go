@@ -81,3 +81,16 @@ func TemplateOf(name string) (string, bool) {
 	}
 	return n.with("").String(), true
 }
+
+// InstanceOf returns the instance of a template that unit is of its own, which is
+// "y@i.service" for "y@.service" and "x@i.service"; false when template is none,
+// unit is no instance, or the name would be too long.
+func InstanceOf(template, unit string) (string, bool) {
+	t, ok := parseName(template)
+	u, valid := parseName(unit)
+	if !ok || !valid || !t.isTemplate() || !u.isInstance() {
+		return "", false
+	}
+	name := t.with(u.instance).String()
+	return name, ValidName(name)
+}

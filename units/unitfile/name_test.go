@@ -46,3 +46,21 @@ func TestNames(t *testing.T) {
 		}
 	}
 }
+
+func TestInstanceOf(t *testing.T) {
+	long := strings.Repeat("x", 245) + "@.service"
+	for _, test := range []struct{ template, unit, want string }{
+		{"y@.service", "x@i@j.service", "y@i@j.service"},
+		{"y@.service", "x@.service", ""},
+		{"y@.service", "x.service", ""},
+		{"y@.service", "x", ""},
+		{"y@1.service", "x@i.service", ""},
+		{"y.service", "x@i.service", ""},
+		{long, "x@i.service", strings.Repeat("x", 245) + "@i.service"},
+		{long, "x@ij.service", ""},
+	} {
+		if got, ok := unitfile.InstanceOf(test.template, test.unit); got != test.want && ok || ok != (test.want != "") {
+			t.Errorf("InstanceOf(%q, %q) = %q, %v", test.template, test.unit, got, ok)
+		}
+	}
+}

@@ -31,7 +31,7 @@ var (
 // The process's number is used between two looks at the pidfd only: as long as
 // that says that the process lives, the number is its own.
 func UnitOf(pidfd *fd.FD) (string, error) {
-	pid, err := pidOf(pidfd)
+	pid, err := PID(pidfd)
 	if err != nil {
 		return "", fmt.Errorf("find the unit of a process: %w", err)
 	}
@@ -49,9 +49,11 @@ func UnitOf(pidfd *fd.FD) (string, error) {
 	return unit, nil
 }
 
-// pidOf reads the number of the process from /proc/self/fdinfo, where it is -1
-// for one that has ended (pidfd_show_fdinfo in fs/pidfs.c).
-func pidOf(pidfd *fd.FD) (pid int, err error) {
+// PID returns the number of the process behind pidfd, or ErrGone. Another process
+// may have the number as soon as that one has ended: it is for messages, and for
+// who looks at the pidfd again. /proc/self/fdinfo has it, -1 for a process that
+// has ended (pidfd_show_fdinfo in fs/pidfs.c).
+func PID(pidfd *fd.FD) (pid int, err error) {
 	err = pidfd.Do(func(raw int) error {
 		info, err := os.ReadFile(fmt.Sprintf("/proc/self/fdinfo/%d", raw))
 		if err != nil {

@@ -318,6 +318,9 @@ func readValue(b *bulk.Reader, dest any) {
 	case *uint32:
 		b.Variant("u")
 		*dest = b.Uint32()
+	case *[]string:
+		b.Variant("as")
+		*dest = b.Texts()
 	}
 }
 

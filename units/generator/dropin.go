@@ -12,9 +12,9 @@ const (
 	// sorts after override.conf, which is where "systemctl edit" writes.
 	DropInName = "zz-fdbridge.conf"
 
-	// ownDropIns is how the names of all drop-ins begin that fdbridge writes
+	// DropInPrefix is how the names of all drop-ins begin that fdbridge writes
 	// for other units, at run time, too. What they say the unit does not.
-	ownDropIns = "zz-fdbridge"
+	DropInPrefix = "zz-fdbridge"
 
 	beforeName = "fdbridged.service.d/50-units.conf"
 

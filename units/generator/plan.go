@@ -136,7 +136,7 @@ func (p *plan) dropIn(u *unitfile.Unit) []byte {
 	}
 	p.unread(u.Problems)
 	settings := slices.DeleteFunc(slices.Clone(u.Settings), func(a unitfile.Assignment) bool {
-		return strings.HasPrefix(path.Base(a.Path), ownDropIns)
+		return strings.HasPrefix(path.Base(a.Path), DropInPrefix)
 	})
 	if !takesPart(settings) {
 		return nil

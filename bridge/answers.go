@@ -95,7 +95,7 @@ func (s *Server) status(conn *wire.Conn) error {
 		s.Holder.steps(status.Handover)
 		status.Held = len(s.Holder.Units())
 	}
-	status.Unknown = text(s.Holder.state(""))
+	status.Unknown = text(s.Holder.state())
 	if err := conn.Send(wire.Answer{Status: &status}, nil); err != nil {
 		return err
 	}

@@ -545,7 +545,7 @@ func TestASessionWithABadManifestStaysHeld(t *testing.T) {
 				t.Errorf("deliver: %d, %v", n, err)
 			}
 			problems := strings.Join(holder.Problems(), " ")
-			if len(holder.Held("a.service")) != 1 || !strings.Contains(problems, "fdbridge.a.service is held on") {
+			if len(holder.Held("a.service")) != 1 || !strings.Contains(problems, "is held on: whose session fdbridge.a.service is") {
 				t.Errorf("held %v, problems %q", holder.Held("a.service"), problems)
 			}
 			if !strings.Contains(w.logged(), test.want.Error()) {

@@ -19,6 +19,7 @@ import (
 	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/session"
+	"github.com/fdbridge/fdbridge/units"
 )
 
 // daemon is an fdbridged.
@@ -47,8 +48,8 @@ func (w *world) start(ctx context.Context, socket string, store bridge.Keeper) *
 	server := bridge.NewServer()
 	d.server = server
 	server.Holder, server.PID1, server.UnitOf, server.Log = d.holder, w.manager, w.unitOf, log
-	server.Duplicator = w.duplicator
-	server.Excluded, server.Started = func(string) bool { return false }, func(string) { w.starts <- struct{}{} }
+	server.Duplicator, server.Facts = w.duplicator, w.facts
+	server.Excluded, server.Started = func(unit string) bool { return unit == "excluded.service" }, func(string) { w.starts <- struct{}{} }
 	if err := server.Begin(w.t.Context()); err != nil {
 		w.t.Fatal(err)
 	}
@@ -66,6 +67,22 @@ func (w *world) start(ctx context.Context, socket string, store bridge.Keeper) *
 	})
 	w.t.Cleanup(d.stop)
 	return d
+}
+
+func (m *manager) unitOf(*fd.FD) (string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.peer == "" {
+		return "", units.ErrNoUnit
+	}
+	return m.peer, nil
+}
+
+// setPeer says which unit clients belong to from now on.
+func (m *manager) setPeer(unit string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.peer = unit
 }
 
 // hangUp breaks all connections to the daemon, as its end does.

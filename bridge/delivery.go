@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/fdbridge/fdbridge/bridge/deliver"
@@ -37,26 +38,24 @@ func (s *Server) deliver(ctx context.Context, conn *wire.Conn, request *wire.Req
 	idle := s.leaveIdle(unit)
 	waiting, stop := context.WithTimeout(ctx, grantTimeout)
 	defer stop()
-	if len(s.Holder.Held(unit)) == 0 {
-		if err := s.Holder.Known(waiting, unit); err != nil {
-			return conn.Send(wire.Grant{Unit: unit, Error: err.Error()}, nil)
+	c := s.claimsOf(unit)
+	if s.Holder.claimed(c) == nil {
+		if err := s.Holder.Known(waiting, c.names()...); err != nil {
+			return conn.Send(wire.Grant{Error: err.Error()}, nil)
 		}
 	}
-	if len(s.Holder.Held(unit)) == 0 {
-		return conn.Send(wire.Grant{Unit: unit}, nil)
-	}
-	done, err := s.turn(waiting, unit)
+	p, done, err := s.take(waiting, c)
 	if err != nil {
-		return s.refuse(ctx, conn, unit, err)
+		return s.refuse(ctx, conn, unit, p, err)
 	}
 	defer done()
-	defer s.slot(waiting)()
-	d, err := s.grant(waiting, conn, unit, idle, invocation(request.Invocation))
-	if err != nil {
-		return s.refuse(ctx, conn, unit, err)
+	if p == nil { // or it was delivered while this client waited for its turn
+		return conn.Send(wire.Grant{}, nil)
 	}
-	if d == nil {
-		return nil
+	defer s.slot(waiting)()
+	d, err := s.grant(waiting, conn, &applicant{unit, idle, invocation(request.Invocation)}, p)
+	if err != nil {
+		return s.refuse(ctx, conn, unit, p, err)
 	}
 	if err := s.attend(conn, d); err != nil {
 		return fmt.Errorf("%s: The delivery of session %s was broken off, it is held on: %w", unit, d.Sessions[0], err)
@@ -64,23 +63,26 @@ func (s *Server) deliver(ctx context.Context, conn *wire.Conn, request *wire.Req
 	return nil
 }
 
-// refuse says why nothing is granted, but for a server that is being stopped:
+// refuse says why a parcel is not granted, but for a server that is being stopped:
 // the client is to ask the next one, which it does when it is hung up on.
-func (s *Server) refuse(ctx context.Context, conn *wire.Conn, unit string, err error) error {
+func (s *Server) refuse(ctx context.Context, conn *wire.Conn, unit string, p *holding, err error) error {
 	if ctx.Err() != nil {
 		return err
 	}
-	s.Holder.Problem("%s: What is held for it was not delivered and is held on: %v", unit, err)
-	return conn.Send(wire.Grant{Unit: unit, Error: err.Error()}, nil)
+	held := "it"
+	if p.Unit != unit {
+		held = p.Unit
+	}
+	s.Holder.Refusal(peerPID(conn), "%s: What is held for %s was not delivered and is held on: %v", unit, held, err)
+	return conn.Send(wire.Grant{Error: err.Error()}, nil)
 }
 
-func (s *Server) peerUnit(conn *wire.Conn) (string, error) {
-	peer, err := conn.Peer()
-	if err != nil {
-		return "", err
-	}
-	defer func() { _ = peer.Close() }() // a pidfd has nothing to flush
-	return s.UnitOf(peer)
+// applicant is a unit that asks for its fds, in an invocation of it. idle says
+// that its store is known to be empty.
+type applicant struct {
+	unit       string
+	idle       bool
+	invocation string
 }
 
 // invocation returns what can be in the name of a mark, or nothing.
@@ -106,21 +108,52 @@ func (s *Server) leaveIdle(unit string) bool {
 	return idle
 }
 
-// turn waits until no other delivery to unit is under way, and returns what ends
-// the turn.
-func (s *Server) turn(ctx context.Context, unit string) (done func(), err error) {
-	s.mu.Lock()
-	turn := s.turns[unit]
-	if turn == nil {
-		turn = make(chan struct{}, 1)
-		s.turns[unit] = turn
+// turn waits until no delivery is under way to, or of what is held for, any of the
+// units named, and returns what ends the turn. All take turns in one order, so
+// that none waits for one that waits for it.
+func (s *Server) turn(ctx context.Context, names ...string) (done func(), err error) {
+	var taken []chan struct{}
+	done = func() {
+		for _, turn := range taken {
+			<-turn
+		}
 	}
-	s.mu.Unlock()
-	select {
-	case turn <- struct{}{}:
-		return func() { <-turn }, nil
-	case <-ctx.Done():
-		return nil, fmt.Errorf("another delivery to %s is under way: %w", unit, context.Cause(ctx))
+	slices.Sort(names)
+	for _, unit := range slices.Compact(names) {
+		s.mu.Lock()
+		turn := s.turns[unit]
+		if turn == nil {
+			turn = make(chan struct{}, 1)
+			s.turns[unit] = turn
+		}
+		s.mu.Unlock()
+		select {
+		case turn <- struct{}{}:
+			taken = append(taken, turn)
+		case <-ctx.Done():
+			done()
+			return nil, fmt.Errorf("another delivery to %s is under way: %w", unit, context.Cause(ctx))
+		}
+	}
+	return done, nil
+}
+
+// take takes the turn for the parcel that is to be delivered to a unit now; done
+// ends it. p is nil when there is none. With an error it is the one that another
+// delivery is in the way of.
+func (s *Server) take(ctx context.Context, c *claims) (p *holding, done func(), err error) {
+	for {
+		if p = s.Holder.claimed(c); p == nil {
+			return nil, func() {}, nil
+		}
+		if done, err = s.turn(ctx, c.unit, p.Unit); err != nil {
+			return p, nil, err
+		}
+		now := s.Holder.claimed(c)
+		if now == nil || now.Unit == p.Unit {
+			return now, done, nil
+		}
+		done() // it is another one's turn now
 	}
 }
 
@@ -137,14 +170,12 @@ func (s *Server) slot(ctx context.Context) (done func()) {
 	}
 }
 
-// grant sends the unit's parcel to its client and returns it; nil when it has
-// said that there is none.
-func (s *Server) grant(ctx context.Context, conn *wire.Conn, unit string, idle bool, invocation string) (*delivery, error) {
-	p := s.Holder.first(unit)
-	if p == nil { // delivered while this client waited for its turn
-		return nil, conn.Send(wire.Grant{Unit: unit}, nil)
+// grant sends a parcel to its client, if it is the unit's, and returns it.
+func (s *Server) grant(ctx context.Context, conn *wire.Conn, to *applicant, p *holding) (*delivery, error) {
+	if err := s.rightful(ctx, to.unit, p); err != nil {
+		return nil, err
 	}
-	clear, err := s.mayBegin(ctx, p, idle, invocation)
+	clear, err := s.mayBegin(ctx, p, to)
 	if err != nil {
 		return nil, err
 	}
@@ -154,7 +185,8 @@ func (s *Server) grant(ctx context.Context, conn *wire.Conn, unit string, idle b
 			return nil, err
 		}
 	}
-	if err := s.Holder.begin(p, invocation); err != nil {
+	d.to = to.unit
+	if err := s.Holder.begin(p, to.invocation); err != nil {
 		return nil, err
 	}
 	if err := limit(ctx, conn, deliveryTimeout); err != nil {
@@ -186,25 +218,24 @@ func (s *Server) send(conn *wire.Conn, d *delivery, clear bool) error {
 // was started without it: the unit could not tell old from new. clear says
 // that what is in the store is what an interrupted delivery has left there, as
 // the unit itself has not run since.
-func (s *Server) mayBegin(ctx context.Context, p *holding, idle bool, invocation string) (clear bool, err error) {
-	if idle {
+func (s *Server) mayBegin(ctx context.Context, p *holding, to *applicant) (clear bool, err error) {
+	if to.idle {
 		return false, nil
 	}
-	stored, err := s.PID1.Stored(ctx, []string{p.Unit})
-	n := stored[p.Unit]
+	stored, err := s.PID1.Stored(ctx, []string{to.unit})
+	n := stored[to.unit]
 	begun := s.Holder.begunIn(p)
+	advice := fmt.Sprintf("stop it (\"systemctl reset-failed\" if it has failed), empty its store with \"systemctl clean --what=fdstore %s\" "+
+		"and start it to give it all that is held, or let go of that with \"fdbridgectl drop %s\"", to.unit, p.Unit)
 	switch {
 	case err != nil:
 		return false, err
 	case n == 0:
 		return false, nil
 	case begun == "":
-		return false, fmt.Errorf("its fd store has %d fds already, and fds of before the live update are not mixed with them; "+
-			"\"fdbridgectl drop %s\" lets go of what is held", n, p.Unit)
-	case begun != invocation:
-		return false, fmt.Errorf("an earlier delivery was interrupted, the unit ran with what had arrived, and its fd store has %d fds; "+
-			"stop it (\"systemctl reset-failed\" if it has failed), empty its store with \"systemctl clean --what=fdstore %s\" "+
-			"and start it to give it all that is held, or let go of that with \"fdbridgectl drop %s\"", n, p.Unit, p.Unit)
+		return false, fmt.Errorf("its fd store has %d fds already, and fds of before the live update are not mixed with them; %s", n, advice)
+	case begun != to.invocation:
+		return false, fmt.Errorf("an earlier delivery was interrupted, the unit ran with what had arrived, and its fd store has %d fds; %s", n, advice)
 	}
 	return true, nil
 }
@@ -223,13 +254,13 @@ func (s *Server) attend(conn *wire.Conn, d *delivery) error {
 		case wire.OpFile:
 			err = s.file(conn, d, address{request.Session, request.Token})
 		case wire.OpDelivered:
-			err := s.settle(d.holding, &request)
+			err := s.settle(d.holding, d.to, &request)
 			if err == nil {
 				s.note(d.Unit, time.Since(start))
 			}
 			return conn.Send(wire.Settled{Error: text(err)}, nil)
 		case wire.OpReturned:
-			return conn.Send(wire.Settled{Error: text(s.takeBack(d.holding, request.Reason))}, nil)
+			return conn.Send(wire.Settled{Error: text(s.takeBack(d.holding, d.to, request.Reason))}, nil)
 		default:
 			err = fmt.Errorf("%w: %q in a delivery", wire.ErrPacket, request.Op)
 		}
@@ -253,7 +284,7 @@ func (s *Server) file(conn *wire.Conn, d *delivery, a address) error {
 		if err != nil {
 			return conn.Send(refused(err), nil)
 		}
-		*d = *inspected
+		d.files, d.shared = inspected.files, inspected.shared
 	}
 	if _, named := d.files[a]; !named {
 		err := fmt.Errorf("%w: %v is not in the manifest of %s", wire.ErrPacket, a, d.Unit)
@@ -274,24 +305,24 @@ func refused(err error) wire.File {
 
 // settle lets go of a parcel whose fds are in the store of its unit, but for
 // those that are lost.
-func (s *Server) settle(p *holding, delivered *wire.Request) error {
+func (s *Server) settle(p *holding, unit string, delivered *wire.Request) error {
 	for _, lost := range delivered.Failed {
-		s.Holder.Problem("%s: The fd %q of session %s is lost: %s", p.Unit, lost.Name, p.Sessions[0], lost.Reason)
+		s.Holder.Problem("%s: The fd %q of session %s is lost: %s", unit, lost.Name, p.Sessions[0], lost.Reason)
 	}
 	if n := delivered.Lost - len(delivered.Failed); n > 0 {
-		s.Holder.Problem("%s: %d more fds of session %s are lost, and named in the log of the unit", p.Unit, n, p.Sessions[0])
+		s.Holder.Problem("%s: %d more fds of session %s are lost, and named in the log of the unit", unit, n, p.Sessions[0])
 	}
 	if err := s.Holder.release(p); err != nil {
-		s.Holder.Problem("%s: %v; the session %s is held on", p.Unit, err, p.Sessions[0])
+		s.Holder.Problem("%s: %v; the session %s is held on", unit, err, p.Sessions[0])
 		return err
 	}
-	s.Log.Info("%s: Delivered %d fds of session %s.", p.Unit, delivered.Stored, p.Sessions[0])
+	s.Log.Info("%s: Delivered %d fds of session %s.", unit, delivered.Stored, p.Sessions[0])
 	return nil
 }
 
 // takeBack holds on to a parcel of which nothing could be delivered.
-func (s *Server) takeBack(p *holding, reason string) error {
-	s.Holder.Problem("%s: %s; session %s is held on", p.Unit, reason, p.Sessions[0])
+func (s *Server) takeBack(p *holding, unit, reason string) error {
+	s.Holder.Problem("%s: %s; session %s is held on", unit, reason, p.Sessions[0])
 	return s.Holder.ended(p)
 }
 
@@ -308,22 +339,25 @@ func (s *Server) delivered(ctx context.Context, conn *wire.Conn, request *wire.R
 
 func (s *Server) settleLate(ctx context.Context, unit string, request *wire.Request) error {
 	at := address{request.Session, request.Token}
-	if s.Holder.at(at) == nil {
+	p := s.Holder.at(at)
+	if p == nil {
 		return s.Holder.Known(ctx, unit) // it was settled before the connection broke
 	}
-	done, err := s.turn(ctx, unit)
+	if !s.Holder.mayClaim(s.claimsOf(unit), p) {
+		return fmt.Errorf("%v is the manifest of another unit than %s", at, unit)
+	}
+	done, err := s.turn(ctx, unit, p.Unit)
 	if err != nil {
 		return err
 	}
 	defer done()
-	p := s.Holder.at(at)
-	switch {
-	case p == nil:
+	if s.Holder.at(at) == nil {
 		return nil
-	case p.Unit != unit:
-		return fmt.Errorf("%v is the manifest of another unit than %s", at, unit)
 	}
-	return s.settle(p, request)
+	if err := s.rightful(ctx, unit, p); err != nil {
+		return err
+	}
+	return s.settle(p, unit, request)
 }
 
 // drop answers OpDrop. Whoever can open the socket is root.

@@ -46,9 +46,17 @@ func (h *Holder) manifest(p *holding) (m *kho.Manifest, err error) {
 	return kho.ReadManifest(f, p.Unit)
 }
 
+// readManifest is manifest for who has not h.mu.
+func (h *Holder) readManifest(p *holding) (*kho.Manifest, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.manifest(p)
+}
+
 // delivery is what is to be known of a parcel while it is delivered.
 type delivery struct {
 	*holding
+	to     string // the unit
 	files  contents
 	shared contents // what is kept, or other parcels need, too
 }

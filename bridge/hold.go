@@ -52,6 +52,7 @@ type Holder struct {
 	held     []*holding        // in the order of the index
 	begun    map[string]string // the invocations in begun deliveries' marks, by hash
 	done     map[string]bool   // the names of the marks of parcels that are done
+	assigned map[string]string // by unit: who is to have what is held for it, see Assign
 	cut      bool              // an earlier fdbridged has ended while it retrieved sessions
 	earlier  map[string]bool   // the sessions that an earlier fdbridged has retrieved
 	adopted  []notify.Passed   // what is not assigned: the index is not read, or knows it not
@@ -80,8 +81,14 @@ const maxProblems = 1000
 
 // problem logs what went wrong and keeps it for Problems.
 func (h *Holder) problem(format string, args ...any) {
-	text := strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", "; ")
+	text := fmt.Sprintf(format, args...)
 	h.Log.Err("%s", text)
+	h.note(text)
+}
+
+// note keeps what went wrong for Problems.
+func (h *Holder) note(text string) {
+	text = strings.ReplaceAll(text, "\n", "; ")
 	if len(h.problems) < maxProblems && !slices.Contains(h.problems, text) {
 		h.problems = append(h.problems, text)
 	}
@@ -138,6 +145,16 @@ func (h *Holder) Units() []string {
 	return list
 }
 
+// Refusal records that a process did not get what it asked for, as Problem does.
+// Only the log names the process, which is another one each time.
+func (h *Holder) Refusal(pid int, format string, args ...any) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	text := fmt.Sprintf(format, args...)
+	h.Log.Err("%s (asked for by process %d)", text, pid)
+	h.note(text)
+}
+
 // first returns the parcel of unit that is to be delivered first; nil when
 // nothing is held.
 func (h *Holder) first(unit string) *holding {
@@ -182,7 +199,7 @@ func (h *Holder) begin(p *holding, invocation string) error {
 	if before == invocation {
 		return nil
 	}
-	if err := mark(h.Keeper, begunName(hash, invocation)); err != nil {
+	if err := mark(h.Keeper, begunName(hash, invocation), ""); err != nil {
 		return fmt.Errorf("note that a delivery begins: %w", err)
 	}
 	h.mu.Lock()

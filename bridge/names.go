@@ -26,17 +26,20 @@ import (
 //	                   in this invocation of the unit
 //	d-HASH             the parcel is done, though the session of its manifest lives
 //	                   on for others
+//	a-HASH             an administrator's word for whom what is held for a unit is
 //	retrieving         not all sessions that were handed over are in this store yet
 //
-// HASH is of the session's name, or of the place of a parcel's manifest. PID 1
-// takes no open file twice, so each of the last three, which are marks and have
-// nothing to say but their names, is an empty memfd of its own.
+// HASH is of the session's name, of the place of a parcel's manifest, or, with a-,
+// of the unit's name. PID 1 takes no open file twice, so each of the last four,
+// which are marks, is a memfd of its own. It is empty, but for a-, which has the
+// names of both units in it.
 const (
-	indexName     = "index"
-	sessionPrefix = "s-"
-	keptPrefix    = "f-"
-	begunPrefix   = "b-"
-	donePrefix    = "d-"
+	indexName      = "index"
+	sessionPrefix  = "s-"
+	keptPrefix     = "f-"
+	begunPrefix    = "b-"
+	donePrefix     = "d-"
+	assignedPrefix = "a-"
 
 	retrievingName = "retrieving"
 )
@@ -83,13 +86,19 @@ func begunOf(name string) (hash, invocation string) {
 
 func doneName(a address) string { return donePrefix + markHash(a) }
 
-// mark stores a mark.
-func mark(keeper Keeper, name string) error {
+// assignedName is the name of the mark that says for whom a unit's fds are.
+func assignedName(unit string) string { return assignedPrefix + storeHash(unit) }
+
+// mark stores a mark, which is empty or says something besides its name.
+func mark(keeper Keeper, name, says string) error {
 	raw, err := unix.MemfdCreate(name, unix.MFD_CLOEXEC)
 	if err != nil {
 		return os.NewSyscallError("memfd_create", err)
 	}
 	f := fd.New(raw)
-	defer func() { _ = f.Close() }() // it is empty
+	defer func() { _ = f.Close() }() // of a memfd, which has nothing to flush
+	if _, err := unix.Pwrite(raw, []byte(says), 0); err != nil {
+		return os.NewSyscallError("pwrite", err)
+	}
 	return keeper.Store(name, f)
 }

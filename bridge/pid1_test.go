@@ -17,6 +17,7 @@ import (
 	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
 	"github.com/fdbridge/fdbridge/units"
+	"github.com/fdbridge/fdbridge/units/generator"
 	"github.com/fdbridge/fdbridge/units/notify"
 )
 
@@ -32,7 +33,7 @@ type manager struct {
 	number int // the highest fd that was stored
 	// asked counts the questions for stores that are not those of a Preserver.
 	asked int
-	// peer is the unit that every client of a socket belongs to.
+	// peer is the unit that every client of a socket belongs to, if any.
 	peer string
 	// err is what every question is answered with when it is not nil.
 	err error
@@ -45,12 +46,20 @@ type manager struct {
 	blind error
 	// changed is called before each duplication, to change a store then.
 	changed func()
+	// identities counts the questions for who a unit is.
+	identities int
 }
 
 type unit struct {
 	preserve string
 	max      uint32
 	store    []notify.Passed // the front is what was stored last
+	// identity is who it is; a unit that is loaded and asks for its fds, but for
+	// what a test sets.
+	identity units.Identity
+	// facts are what the generator knows of it, with its identity, if known.
+	facts generator.Facts
+	known bool
 }
 
 func newManager(t testing.TB) *manager {
@@ -73,7 +82,10 @@ const rescueUnit = bridge.PreserveUnit
 
 // add adds a unit with room for 1,000 fds.
 func (m *manager) add(name, preserve string) {
-	m.units[name] = &unit{preserve: preserve, max: 1000}
+	m.units[name] = &unit{preserve: preserve, max: 1000, identity: units.Identity{
+		Unit: name, Load: "loaded", FragmentPath: "/etc/systemd/system/" + name, User: "nobody",
+		DropIns: []string{"/run/systemd/generator/" + name + ".d/zz-fdbridge.conf"},
+	}}
 }
 
 // empty empties a unit's store.
@@ -154,7 +166,7 @@ func (m *manager) store(name string) (units.Store, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	u := m.units[name]
-	store := units.Store{Unit: name, Max: u.max, Preserve: u.preserve, User: "nobody"}
+	store := units.Store{Unit: name, Max: u.max, Preserve: u.preserve, FragmentPath: u.identity.FragmentPath, User: u.identity.User, Group: u.identity.Group}
 	for _, e := range u.store {
 		st, err := e.FD.Stat()
 		if err != nil {
@@ -199,6 +211,9 @@ func (m *manager) Stored(_ context.Context, names []string) (map[string]int, err
 	stored := map[string]int{}
 	for _, name := range names {
 		stored[name] = 0
+		if m.units[name] == nil {
+			continue
+		}
 		for _, p := range m.units[name].store {
 			if p.Name != ownSession {
 				stored[name]++
@@ -216,19 +231,6 @@ func (m *manager) Idle(ctx context.Context, names []string) (map[string]bool, er
 		idle[unit] = n == 0
 	}
 	return idle, err
-}
-
-func (m *manager) unitOf(*fd.FD) (string, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.peer, nil
-}
-
-// setPeer says which unit clients belong to from now on.
-func (m *manager) setPeer(unit string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.peer = unit
 }
 
 func (m *manager) max(unit string) uint32 {

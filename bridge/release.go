@@ -43,13 +43,13 @@ func (h *Holder) release(p *holding) error {
 		}
 	}
 	if leave[p.Sessions[0]] != nil {
-		if err := mark(h.Keeper, doneName(p.manifest())); err != nil {
+		if err := mark(h.Keeper, doneName(p.manifest()), ""); err != nil {
 			h.held = held
 			return fmt.Errorf("note that it is done: %w", err)
 		}
 		h.done[doneName(p.manifest())] = true
 	}
-	h.remains(h.unmark(markHash(p.manifest())), h.discard(p.Sessions))
+	h.remains(h.unmark(markHash(p.manifest())), h.discard(p.Sessions), h.unassign())
 	return nil
 }
 
@@ -200,7 +200,7 @@ func (h *Holder) tidy() {
 	for hash := range begun {
 		h.remains(h.unmark(hash))
 	}
-	h.remains(h.discard(sessions), h.unmarkDone())
+	h.remains(h.discard(sessions), h.unmarkDone(), h.unassign())
 }
 
 // Drop lets go of all that is held for a unit without delivering it. No delivery

@@ -35,6 +35,7 @@ func (h *Holder) Restore(ctx context.Context, passed []notify.Passed) {
 	h.mu.Lock()
 	h.sessions, h.kept = map[string]*session.Session{}, map[string]*fd.FD{}
 	h.begun, h.done, h.missing = map[string]string{}, map[string]bool{}, map[string]error{}
+	h.assigned = map[string]string{}
 	h.tried, h.patience = make(chan struct{}), time.Now().Add(unknownPatience)
 	h.adopt(passed)
 	h.mu.Unlock()
@@ -54,7 +55,7 @@ func (h *Holder) Restore(ctx context.Context, passed []notify.Passed) {
 // and it was done: more may be held then.
 func (h *Holder) Retry(ctx context.Context) bool {
 	for {
-		if err := h.state(""); !errors.Is(err, session.ErrBusy) {
+		if err := h.state(); !errors.Is(err, session.ErrBusy) {
 			return false
 		}
 		select {
@@ -75,26 +76,32 @@ func (h *Holder) Retry(ctx context.Context) bool {
 	}
 }
 
-// Known waits until it is known what is held for a unit, or cannot be known,
-// and returns why not. It does not wait beyond 30 seconds from Restore.
-func (h *Holder) Known(ctx context.Context, unit string) error {
+// Known waits until it is known what is held for all of units, or cannot be
+// known, and returns why not. It does not wait beyond 30 seconds from Restore.
+func (h *Holder) Known(ctx context.Context, units ...string) error {
 	ctx, stop := context.WithDeadline(ctx, h.patience)
 	defer stop()
 	select {
 	case <-h.tried:
 	case <-ctx.Done():
 	}
-	return h.state(unit)
+	return h.state(units...)
 }
 
-// state returns why it is not known what is held for a unit, nil if it is.
-func (h *Holder) state(unit string) error {
+// state returns why it is not known what is held for one of units, nil if it is
+// for all of them; of none, why nothing is known.
+func (h *Holder) state(units ...string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.unknown != nil {
 		return fmt.Errorf("what was handed over cannot be read: %w", h.unknown)
 	}
-	return h.missing[unit]
+	for _, unit := range units {
+		if h.missing[unit] != nil {
+			return h.missing[unit]
+		}
+	}
+	return nil
 }
 
 // adopt takes over fdbridged's store: the index, and the rest to be assigned
@@ -197,7 +204,7 @@ func (h *Holder) open(ctx context.Context, again bool) error {
 // fetchIndex gets the index from the kernel and reads it, if there is one: without
 // a live update, or with one without fdbridge, there is none.
 func (h *Holder) fetchIndex(device *session.Device) (found bool, err error) {
-	if err := mark(h.Keeper, retrievingName); err != nil {
+	if err := mark(h.Keeper, retrievingName, ""); err != nil {
 		h.problem("What is lost if fdbridged crashes now will not be known: %v", err)
 	}
 	err = h.fetch(device, kho.IndexSession)
@@ -297,6 +304,7 @@ func (h *Holder) sort() (adopted map[string]bool) {
 			h.begun[hash] = invocation
 		case strings.HasPrefix(p.Name, donePrefix):
 			h.done[p.Name] = true
+		case strings.HasPrefix(p.Name, assignedPrefix) && h.adoptAssigned(p):
 		default:
 			rest = append(rest, p)
 			continue

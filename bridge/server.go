@@ -16,6 +16,7 @@ import (
 	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/units"
+	"github.com/fdbridge/fdbridge/units/generator"
 )
 
 const (
@@ -35,6 +36,7 @@ type PID1 interface {
 	Idle(ctx context.Context, units []string) (map[string]bool, error)
 	OptedIn(ctx context.Context, units []string) ([]units.Store, error)
 	Entries(ctx context.Context, unit string) ([]units.Entry, error)
+	Identity(ctx context.Context, unit string) (units.Identity, error)
 }
 
 // Server serves fdbridge's local socket.
@@ -46,7 +48,9 @@ type Server struct {
 	// Duplicator is for a look at what is in a store: units.OpenDuplicator(1)
 	// but in tests.
 	Duplicator func() (Duplicator, error)
-	Excluded   func(unit string) bool
+	// Facts is that of generator.Current.
+	Facts    func(unit string) (facts generator.Facts, loaded bool)
+	Excluded func(unit string) bool
 	// Started is told of each unit that asks for its fds.
 	Started func(unit string)
 	// LostFile is LostFile but in tests.
@@ -107,7 +111,7 @@ func (s *Server) Serve(ctx context.Context, listener *wire.Listener) error {
 			stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now().Add(stopTimeout)) })
 			defer stop()
 			if err := s.serve(ctx, conn); err != nil {
-				s.Log.Warning("A request on the socket failed: %v", err)
+				s.Log.Warning("A request of process %d on the socket failed: %v", peerPID(conn), err)
 			}
 			_ = conn.Close() // whatever there was to say has been said
 		})
@@ -143,8 +147,11 @@ func (s *Server) serve(ctx context.Context, conn *wire.Conn) error {
 		return s.inspect(conn, request.Session)
 	case wire.OpDrop:
 		return s.drop(ctx, conn, request.Unit)
+	case wire.OpDeliverAs:
+		return s.deliverAs(ctx, conn, &request)
 	}
-	return conn.Send(wire.Answer{Error: fmt.Sprintf("there is no operation %q", request.Op)}, nil)
+	err = fmt.Errorf("there is no operation %.32q", request.Op)
+	return errors.Join(err, conn.Send(wire.Answer{Error: err.Error()}, nil))
 }
 
 // limit bounds what is sent and received from now on, and by stopTimeout when

@@ -47,6 +47,20 @@ func Drop(path, unit string) error {
 	return ask(path, Request{Op: OpDrop, Unit: unit}, func(*Answer, *fd.FD) error { return nil })
 }
 
+// DeliverAs makes fdbridged at the socket path deliver what it holds for a unit to
+// another one, or to that unit whatever it has become, when that is started
+// next. It returns what will happen then.
+func DeliverAs(path, unit, as string) (*Assigned, error) {
+	assigned := &Assigned{}
+	err := ask(path, Request{Op: OpDeliverAs, Unit: unit, As: as}, func(a *Answer, _ *fd.FD) error {
+		if a.Assigned != nil {
+			assigned = a.Assigned
+		}
+		return nil
+	})
+	return assigned, err
+}
+
 func ask(path string, request Request, each func(*Answer, *fd.FD) error) error {
 	conn, err := Dial(path)
 	if err != nil {

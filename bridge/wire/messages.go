@@ -31,6 +31,8 @@ import "time"
 //	                         <--      Answer with a Document and its fd, once each; with End
 //	drop                     -->
 //	                         <--      Answer with End, or with an Error
+//	deliver-as               -->
+//	                         <--      Answer with an Assigned; with End; or with an Error
 const (
 	OpDeliver   = "deliver"
 	OpFile      = "file"
@@ -41,13 +43,17 @@ const (
 	OpShow      = "show"
 	OpInspect   = "inspect"
 	OpDrop      = "drop"
+	OpDeliverAs = "deliver-as"
 )
 
 // Request is what a client sends.
 type Request struct {
 	Op string `json:"op"`
-	// Unit goes with OpShow and OpDrop. All else is about the peer's own unit.
+	// Unit goes with OpShow, OpDrop and OpDeliverAs, and As with the last: the unit
+	// that something is held for, and the one that is to have it, which may be
+	// the same. All else is about the peer's own unit.
 	Unit string `json:"unit,omitempty"`
+	As   string `json:"as,omitempty"`
 	// Invocation goes with OpDeliver: $INVOCATION_ID of the unit, which is
 	// another one at each start.
 	Invocation string `json:"invocation,omitempty"`
@@ -74,7 +80,9 @@ const MaxFailed = 16
 type Grant struct {
 	// Error says why nothing is granted although something may be held.
 	Error string `json:"error,omitempty"`
-	Unit  string `json:"unit,omitempty"`
+	// Unit is the unit that the manifest is of: the one that asks, or one that it
+	// was before, or whose fds an administrator has given to it.
+	Unit string `json:"unit,omitempty"`
 	// Session and Token are the place of the granted parcel's manifest; Session
 	// is empty when nothing is held for the unit. The session's fd comes with
 	// this packet, unless the session is not there any more: then all files are
@@ -112,6 +120,7 @@ type Answer struct {
 	Lost     *Lost     `json:"lost,omitempty"`
 	Entry    *Entry    `json:"entry,omitempty"`
 	Document *Document `json:"document,omitempty"`
+	Assigned *Assigned `json:"assigned,omitempty"`
 	// Problem is a sentence about what went wrong in this boot.
 	Problem string `json:"problem,omitempty"`
 	Error   string `json:"error,omitempty"`
@@ -189,6 +198,19 @@ type Entry struct {
 type Document struct {
 	Unit  string `json:"unit,omitempty"` // whose manifest it is; empty of the index
 	Token uint64 `json:"token"`
+}
+
+// Assigned says what was decided with OpDeliverAs, and will happen when the unit
+// As is started next.
+type Assigned struct {
+	Unit string `json:"unit"`
+	As   string `json:"as"`
+	// Held is the number of fds that are held for Unit, HeldBytes their size.
+	Held      int   `json:"held"`
+	HeldBytes int64 `json:"held_bytes"`
+	// Stored is the number of fds in the store of As at present, which has to be
+	// empty then.
+	Stored int `json:"stored"`
 }
 
 // Status is the state of fdbridge and of the last live update.

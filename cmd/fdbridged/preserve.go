@@ -87,11 +87,12 @@ func preserveStores(ctx context.Context, rules *config.Rules, socket *notify.Soc
 	return preserved, err
 }
 
-// known fills in what the generator has found in a unit's files.
+// known fills in what the generator has found in a unit's files, if that is what
+// PID 1 has made of them: a delivery compares it with what PID 1 says then.
 func known(register generator.Register) func(s *units.Store) bool {
 	return func(s *units.Store) bool {
 		facts, ok := register.Lookup(s.Unit)
-		if ok {
+		if ok = ok && !facts.Unclear; ok {
 			s.FragmentPath, s.User, s.Group = facts.Fragment, facts.User, facts.Group
 		}
 		return ok

@@ -21,6 +21,7 @@ import (
 	"github.com/fdbridge/fdbridge/units"
 	"github.com/fdbridge/fdbridge/units/generator"
 	"github.com/fdbridge/fdbridge/units/notify"
+	"github.com/fdbridge/fdbridge/units/unitfile"
 )
 
 // serve restores what was handed over, then serves the units until it is told
@@ -138,11 +139,20 @@ func newServer(settings *config.Config, holder *bridge.Holder, reader *units.Rea
 	server.PID1 = reader
 	server.UnitOf = units.UnitOf
 	server.Duplicator = func() (bridge.Duplicator, error) { return units.OpenDuplicator(1) }
+	server.Facts = current(settings).Facts
 	server.Excluded = settings.Excluded
 	server.LostFile = bridge.LostFile
 	server.Machine = machine
 	server.Log = log
 	return server
+}
+
+// current tells what the units' files say.
+func current(settings *config.Config) *generator.Current {
+	return &generator.Current{Options: generator.Options{
+		Root: "/", Dir: generator.Dir, Path: unitfile.SearchPath(os.LookupEnv("SYSTEMD_UNIT_PATH")),
+		Exclude: func() (func(unit string) bool, []error) { return settings.Excluded, nil },
+	}}
 }
 
 // addDropIns lets units have their fds that the generator could not know.

@@ -49,6 +49,13 @@ func (m *manager) facts(name string) (generator.Facts, bool) {
 	return u.facts, u.known
 }
 
+// remove removes a unit, which has nothing in its store.
+func (m *manager) remove(name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.units, name)
+}
+
 // change changes what a unit is.
 func (m *manager) change(name string, change func(u *unit)) {
 	m.mu.Lock()
@@ -202,7 +209,7 @@ func (w *world) previously(name string) {
 
 func TestARenamedUnitGetsWhatIsHeldForItsPreviousName(t *testing.T) {
 	for name, rename := range map[string]func(w *world){
-		"gone":   func(w *world) { delete(w.units, "a.service") },
+		"gone":   func(w *world) { w.remove("a.service") },
 		"masked": func(w *world) { w.change("a.service", func(u *unit) { u.identity.Load = "masked" }) },
 		"alias":  func(w *world) { w.change("a.service", func(u *unit) { u.identity.Unit = "b.service" }) },
 	} {
@@ -228,7 +235,7 @@ func TestAPreviousNameIsNoWayToAnotherUnitsFds(t *testing.T) {
 		"whose file cannot be read": {func(w *world) { w.change("a.service", func(u *unit) { u.identity.Load = "bad-setting" }) },
 			"a.service is a unit of its own"},
 		"the user is another": {func(w *world) {
-			delete(w.units, "a.service")
+			w.remove("a.service")
 			w.change("b.service", func(u *unit) { u.identity.User = "mallory" })
 		}, `its user was "nobody" and is "mallory"`},
 	} {
@@ -256,7 +263,7 @@ func TestAUnitsOwnFdsComeBeforeThoseOfItsPreviousName(t *testing.T) {
 		w.put(unit, "x", unit)
 	}
 	w.kexec(w.preserve())
-	delete(w.units, "a.service")
+	w.remove("a.service")
 	w.change("b.service", func(u *unit) { u.facts.Previous = []string{"a.service"} })
 	d := w.daemon()
 	for _, from := range []string{"b.service", "a.service"} {

@@ -82,6 +82,8 @@ const rescueUnit = bridge.PreserveUnit
 
 // add adds a unit with room for 1,000 fds.
 func (m *manager) add(name, preserve string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.units[name] = &unit{preserve: preserve, max: 1000, identity: units.Identity{
 		Unit: name, Load: "loaded", FragmentPath: "/etc/systemd/system/" + name, User: "nobody",
 		DropIns: []string{"/run/systemd/generator/" + name + ".d/zz-fdbridge.conf"},

@@ -50,7 +50,7 @@ func prepare(ctx context.Context) error {
 		return err
 	}
 	images.kernel = builder.Kernel
-	programs := machine.Programs("storesvc", "luoconform", "atstep")
+	programs := machine.Programs("storesvc", "luoconform", "atstep", "impostor")
 	files := map[string]string{guestDeb: *deb}
 	if images.with, err = builder.Image(ctx, *deb, programs, files); err != nil {
 		return err

@@ -72,6 +72,7 @@ func (s *Server) addHeld(found map[string]*wire.Unit) {
 			f = &wire.Unit{Unit: unit}
 			found[unit] = f
 		}
+		f.As = s.Holder.assignedTo(unit)
 		for i, p := range s.Holder.Held(unit) {
 			if i == 0 {
 				f.State, f.Session = wire.StateHeld, p.Sessions[0]

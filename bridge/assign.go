@@ -122,10 +122,10 @@ func (h *Holder) claims(c *claims, p *holding, previous bool) bool {
 	return assigned && to == c.unit || !assigned && p.Unit == c.unit
 }
 
-// isAssigned tells whether an administrator has decided who is to have a parcel.
-func (h *Holder) isAssigned(p *holding) bool {
+// assignedTo returns who is to have what is held for a unit by an administrator's
+// decision; empty when there was none.
+func (h *Holder) assignedTo(unit string) string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	_, assigned := h.assigned[p.Unit]
-	return assigned
+	return h.assigned[unit]
 }

@@ -20,8 +20,8 @@ func (s *Server) deliverAs(ctx context.Context, conn *wire.Conn, request *wire.R
 	if err != nil {
 		return errors.Join(err, conn.Send(wire.Answer{Error: err.Error()}, nil))
 	}
-	s.Log.Info("%s: Its %d fds, which are held, will be delivered to %s: an administrator has decided so (process %d).",
-		assigned.Unit, assigned.Held, assigned.As, peerPID(conn))
+	s.Log.Info("%s: Its %d fds, which are held, will be delivered to %s: an administrator has decided so (by %s).",
+		assigned.Unit, assigned.Held, assigned.As, peerName(conn))
 	return errors.Join(conn.Send(wire.Answer{Assigned: assigned}, nil), conn.Send(wire.Answer{End: true}, nil))
 }
 

@@ -36,6 +36,9 @@ func TestAnAdministratorDecidesWhoGetsWhatIsHeld(t *testing.T) {
 					d.stop()
 					d = w.daemon()
 				}
+				if to := asOf(t, d); to != as {
+					t.Errorf("list says that it is for %q, want %q", to, as)
+				}
 				if as != "a.service" {
 					if n, err := w.deliver(d.socket, "a.service"); n != 0 || err != nil {
 						t.Errorf("deliver to a.service: %d, %v", n, err)
@@ -49,6 +52,33 @@ func TestAnAdministratorDecidesWhoGetsWhatIsHeld(t *testing.T) {
 			})
 		}
 	}
+}
+
+// asOf returns whom list says that what is held for a.service was given to.
+func asOf(t *testing.T, d *daemon) (as string) {
+	t.Helper()
+	err := wire.Ask(d.socket, wire.OpList, func(a *wire.Answer) {
+		if a.Unit != nil && a.Unit.Unit == "a.service" {
+			as = a.Unit.As
+		}
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	return as
+}
+
+// What was given to another unit is no renamed one's any more.
+func TestADecisionCountsMoreThanAPreviousName(t *testing.T) {
+	w, d := held(t, nil)
+	w.remove("a.service")
+	w.previously("a.service")
+	w.add("c.service", "yes")
+	w.deliverAs(d, "c.service")
+	if n, err := w.deliver(d.socket, "b.service"); n != 0 || err != nil {
+		t.Errorf("deliver to b.service: %d, %v", n, err)
+	}
+	w.delivered(d, "c.service")
 }
 
 func TestTheLastDecisionCounts(t *testing.T) {

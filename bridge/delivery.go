@@ -73,7 +73,7 @@ func (s *Server) refuse(ctx context.Context, conn *wire.Conn, unit string, p *ho
 	if p.Unit != unit {
 		held = p.Unit
 	}
-	s.Holder.Refusal(peerPID(conn), "%s: What is held for %s was not delivered and is held on: %v", unit, held, err)
+	s.Holder.Refusal(peerName(conn), "%s: What is held for %s was not delivered and is held on: %v", unit, held, err)
 	return conn.Send(wire.Grant{Error: err.Error()}, nil)
 }
 

@@ -145,13 +145,13 @@ func (h *Holder) Units() []string {
 	return list
 }
 
-// Refusal records that a process did not get what it asked for, as Problem does.
-// Only the log names the process, which is another one each time.
-func (h *Holder) Refusal(pid int, format string, args ...any) {
+// Refusal records that who asked for something did not get it, as Problem does.
+// Only the log names that process, which is another one each time.
+func (h *Holder) Refusal(who, format string, args ...any) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	text := fmt.Sprintf(format, args...)
-	h.Log.Err("%s (asked for by process %d)", text, pid)
+	h.Log.Err("%s (asked for by %s)", text, who)
 	h.note(text)
 }
 

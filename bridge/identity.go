@@ -23,16 +23,18 @@ func (s *Server) peerUnit(conn *wire.Conn) (string, error) {
 	return s.UnitOf(peer)
 }
 
-// peerPID returns the number of the process at the other end, for the log; 0 when
-// it is not known.
-func peerPID(conn *wire.Conn) int {
+// peerName names the process at the other end for the log.
+func peerName(conn *wire.Conn) string {
 	peer, err := conn.Peer()
 	if err != nil {
-		return 0
+		return "a process that cannot be identified"
 	}
 	defer func() { _ = peer.Close() }() // as above
-	pid, _ := units.PID(peer)           // 0 of one that has ended
-	return pid
+	pid, err := units.PID(peer)
+	if err != nil {
+		return "a process that has ended"
+	}
+	return fmt.Sprintf("process %d", pid)
 }
 
 // claimsOf returns the names that what is held for a unit can have.
@@ -50,7 +52,7 @@ func (s *Server) rightful(ctx context.Context, unit string, p *holding) error {
 	if err != nil {
 		return fmt.Errorf("whose session %s is cannot be read: %w", p.Sessions[0], err)
 	}
-	if s.Holder.isAssigned(p) {
+	if s.Holder.assignedTo(p.Unit) == unit {
 		return nil
 	}
 	if p.Unit != unit {

@@ -111,7 +111,7 @@ func (s *Server) Serve(ctx context.Context, listener *wire.Listener) error {
 			stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now().Add(stopTimeout)) })
 			defer stop()
 			if err := s.serve(ctx, conn); err != nil {
-				s.Log.Warning("A request of process %d on the socket failed: %v", peerPID(conn), err)
+				s.Log.Warning("A request of %s on the socket failed: %v", peerName(conn), err)
 			}
 			_ = conn.Close() // whatever there was to say has been said
 		})

@@ -18,6 +18,9 @@ import (
 type Rules struct {
 	*Config
 	Register generator.Register
+	// Loaded says that PID 1 has loaded the units from the files that Register is
+	// from, which may have changed since then where the generator has not run.
+	Loaded bool
 }
 
 // LoadRules reads both, all below root. Where the generator has not run, it reads
@@ -28,7 +31,7 @@ func LoadRules(root string) (*Rules, []error) {
 	r := &Rules{Config: c}
 	var err error
 	r.Register, err = generator.ReadRegister(filepath.Join(root, generator.Dir))
-	if err == nil {
+	if r.Loaded = err == nil; r.Loaded {
 		return r, problems
 	}
 	problems = append(problems, err)

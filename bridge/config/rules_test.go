@@ -24,6 +24,9 @@ func TestRulesAreThoseOfTheUnitFilesWithoutTheGenerator(t *testing.T) {
 	if len(problems) != 1 || !errors.Is(problems[0], generator.ErrNotRun) {
 		t.Errorf("problems: %v, want ErrNotRun", problems)
 	}
+	if rules.Loaded {
+		t.Error("the files are taken for what PID 1 has loaded")
+	}
 	for name, want := range map[string]struct{ required, excluded bool }{
 		"required.service": {true, false}, "left.service": {false, true}, "other.service": {false, false},
 	} {

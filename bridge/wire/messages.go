@@ -142,6 +142,9 @@ type Unit struct {
 	// Held is the number of fds that wait for the unit, HeldBytes their size.
 	Held      int   `json:"held"`
 	HeldBytes int64 `json:"held_bytes"`
+	// As is the unit that is to have them because an administrator has decided
+	// so: see OpDeliverAs.
+	As string `json:"as,omitempty"`
 	// Lost is the number of fds that the last live update did not carry.
 	Lost    int    `json:"lost"`
 	Session string `json:"session,omitempty"` // the one that is held

@@ -15,7 +15,6 @@ import (
 	"github.com/fdbridge/fdbridge/kho"
 	"github.com/fdbridge/fdbridge/session"
 	"github.com/fdbridge/fdbridge/units"
-	"github.com/fdbridge/fdbridge/units/generator"
 	"github.com/fdbridge/fdbridge/units/notify"
 	"github.com/fdbridge/fdbridge/units/unitfile"
 )
@@ -64,7 +63,7 @@ func preserveStores(ctx context.Context, rules *config.Rules, socket *notify.Soc
 		fmt.Errorf("it has taken longer than PreserveTimeoutSec=%v", rules.PreserveTimeout))
 	defer stop()
 	preserver := bridge.Preserver{
-		Stores:     &units.Reader{Socket: units.PrivateSocket, Known: known(rules.Register)},
+		Stores:     &units.Reader{Socket: units.PrivateSocket, Known: known(rules)},
 		Duplicator: func() (bridge.Duplicator, error) { return units.OpenDuplicator(1) },
 		Kernel:     session.System{},
 		Device:     session.Path,
@@ -89,10 +88,10 @@ func preserveStores(ctx context.Context, rules *config.Rules, socket *notify.Soc
 
 // known fills in what the generator has found in a unit's files, if that is what
 // PID 1 has made of them: a delivery compares it with what PID 1 says then.
-func known(register generator.Register) func(s *units.Store) bool {
+func known(rules *config.Rules) func(s *units.Store) bool {
 	return func(s *units.Store) bool {
-		facts, ok := register.Lookup(s.Unit)
-		if ok = ok && !facts.Unclear; ok {
+		facts, ok := rules.Register.Lookup(s.Unit)
+		if ok = ok && rules.Loaded && !facts.Unclear; ok {
 			s.FragmentPath, s.User, s.Group = facts.Fragment, facts.User, facts.Group
 		}
 		return ok

@@ -23,8 +23,8 @@ type Current struct {
 
 // Facts returns what the files of a unit say, or those of its template; nothing
 // of one that has not opted in. loaded reports whether PID 1 has made of them
-// just what the facts say. It loads the units that the generator knows
-// together with fdbridged.service, which is before them. Others, as most
+// just what the facts say. It loads the units that the generator has given a
+// drop-in together with fdbridged.service, which is before them. Others, as most
 // instances of templates, it may have loaded since then from files that had
 // changed. Where the generator has not run the facts are those of the files as
 // they are now.
@@ -33,7 +33,7 @@ func (c *Current) Facts(unit string) (facts Facts, loaded bool) {
 	defer c.mu.Unlock()
 	c.refresh()
 	if own, ok := c.register[unit]; ok {
-		return own, c.ran && !own.Unclear
+		return own, c.ran && !own.Unclear && !own.Left
 	}
 	facts, _ = c.register.Lookup(unit)
 	return facts, false

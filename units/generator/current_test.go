@@ -17,6 +17,7 @@ func TestCurrentFactsAreThoseOfTheLastReload(t *testing.T) {
 	o := options(t, device,
 		txtar.File{Name: path, Data: []byte(optIn + "User=first\n")},
 		txtar.File{Name: "etc/systemd/system/t@.service", Data: []byte(optIn + "User=any\n")},
+		txtar.File{Name: "etc/systemd/system/left.service", Data: []byte(optIn + "User=l\n[X-FDBridge]\nPreserve=no\n")},
 		txtar.File{Name: "etc/systemd/system/u.service", Data: []byte(optIn + "User=%u\n")})
 	current := generator.Current{Options: o}
 	check := func(unit, user string, loaded bool) {
@@ -54,6 +55,7 @@ func TestCurrentFactsAreThoseOfTheLastReload(t *testing.T) {
 		check("a.service", "second", true)
 		check("t@i.service", "any", false)
 		check("u.service", "%u", false)
+		check("left.service", "l", false)
 		check("none.service", "", false)
 	}
 	write("third")

@@ -17,7 +17,10 @@ func as(user string) string {
 	return optIn + user + "\nExecStartPre=+install -d -m 0777 /run/storesvc\nReadWritePaths=-/run/storesvc\n"
 }
 
-const previously = "[X-FDBridge]\nPreviousName="
+const (
+	previously = "[X-FDBridge]\nPreviousName="
+	everything = "[X-FDBridge]\nIdentity=unit user group fragment\n"
+)
 
 // What is held is given to the unit that it belongs to, and to no other, until an
 // administrator decides otherwise.
@@ -25,8 +28,8 @@ func TestTheRightFDGoesBackToTheRightUnit(t *testing.T) {
 	b := boot(t, images.with)
 	two := []string{"a,memfd,4096,5", "b,memfd,100"}
 	b.units(map[string]string{
-		"kept.service":    service(as("User=daemon"), two...),
-		"dynamic.service": service(as("DynamicUser=yes"), two...),
+		"kept.service":    service(as("User=daemon")+everything, two...),
+		"dynamic.service": service(as("DynamicUser=yes")+everything, two...),
 		"changed.service": service(as("User=daemon"), two...),
 		"old.service":     service(as("User=daemon"), two...),
 		"gone.service":    service(optIn, two...),

@@ -110,6 +110,7 @@ func TestTheManualHasAllMembersOfTheJSON(t *testing.T) {
 		})},
 		"show":         {members[shown](), members[wire.Entry]()},
 		"check, kexec": inCheck,
+		"deliver":      {members[wire.Assigned]()},
 		"features":     {members[check.Features](), members[check.KernelFeatures]()},
 	}
 	want["inspect"] = documents(t)

@@ -259,6 +259,9 @@ func (v *view) unitText(u *unitReport) string {
 	if u.Held > 0 {
 		list = append(list, fact{"Held", fmt.Sprintf("%s, %s, in session %s", count(u.Held, "fd"), formatBytes(u.HeldBytes), u.Session)})
 	}
+	if u.As != "" {
+		list = append(list, fact{"Goes to", u.As + ", as an administrator has decided"})
+	}
 	if c := u.Carried; c != nil {
 		said := fmt.Sprintf("%s, %s, by the last live update", count(c.Entries, "fd"), formatBytes(c.Bytes))
 		if c.DeliverUS > 0 {

@@ -12,6 +12,7 @@ import (
 	"sync"
 
 	"golang.org/x/sys/unix"
+	"time"
 
 	"github.com/fdbridge/fdbridge/bridge"
 	"github.com/fdbridge/fdbridge/bridge/deliver"
@@ -48,7 +49,7 @@ func (w *world) start(ctx context.Context, socket string, store bridge.Keeper) *
 	server := bridge.NewServer()
 	d.server = server
 	server.Holder, server.PID1, server.UnitOf, server.Log = d.holder, w.manager, w.unitOf, log
-	server.Duplicator, server.Facts = w.duplicator, w.facts
+	server.Duplicator, server.Facts, server.WaitInterval = w.duplicator, w.facts, time.Millisecond
 	server.Excluded, server.Started = func(unit string) bool { return unit == "excluded.service" }, func(string) { w.starts <- struct{}{} }
 	if err := server.Begin(w.t.Context()); err != nil {
 		w.t.Fatal(err)
@@ -113,6 +114,7 @@ func (w *world) inject(socket, unit string, store deliver.Store) *deliver.Delive
 		Socket: socket, Kernel: w.kernel, Store: store, Max: int(w.max(unit)),
 		Invocation: fmt.Sprintf("%032x", w.invocations.Add(1)),
 		Lost:       func(string, error) {},
+		Waits:      func() {},
 	}
 }
 

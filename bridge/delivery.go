@@ -3,6 +3,7 @@
 package bridge
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -14,14 +15,19 @@ import (
 	"github.com/fdbridge/fdbridge/session"
 )
 
-// A client waits for each answer longer than the bounds below together, and ends
-// before the 90 seconds that a unit has to start by default: see package deliver.
+// A client waits for each answer longer than the bounds below: see package
+// deliver.
 const (
-	// grantTimeout bounds how long a client waits for what it asked for: until
-	// it is known what is held, for its turn, for a slot, and for PID 1.
-	grantTimeout = 50 * time.Second
-	// slotTimeout is the part of it for which a delivery waits for others.
-	slotTimeout = 25 * time.Second
+	// grantTimeout bounds how long it takes until it is known what is held, how
+	// long a client waits for another delivery to its unit, and, after that, how
+	// long PID 1 may take to say whether it may have what is held.
+	grantTimeout = 30 * time.Second
+	// queueTimeout bounds how long a client waits until few enough other
+	// deliveries are under way, which is most of the time when all units of a
+	// large machine start at once. It is told every 20 s that it has to.
+	queueTimeout = 10 * time.Minute
+	// waitTimeout is more than all these together.
+	waitTimeout = queueTimeout + 4*grantTimeout
 	// deliveryTimeout bounds a delivery, in which the client takes the files
 	// out of the session. No client takes as long.
 	deliveryTimeout = 90 * time.Second
@@ -36,15 +42,16 @@ func (s *Server) deliver(ctx context.Context, conn *wire.Conn, request *wire.Req
 	}
 	s.Started(unit)
 	idle := s.leaveIdle(unit)
-	waiting, stop := context.WithTimeout(ctx, grantTimeout)
-	defer stop()
+	if err := limit(ctx, conn, waitTimeout); err != nil {
+		return err
+	}
 	c := s.claimsOf(unit)
 	if s.Holder.claimed(c) == nil {
-		if err := s.Holder.Known(waiting, c.names()...); err != nil {
+		if err := s.Holder.Known(ctx, c.names()...); err != nil {
 			return conn.Send(wire.Grant{Error: err.Error()}, nil)
 		}
 	}
-	p, done, err := s.take(waiting, c)
+	p, done, err := s.take(ctx, c)
 	if err != nil {
 		return s.refuse(ctx, conn, unit, p, err)
 	}
@@ -52,8 +59,12 @@ func (s *Server) deliver(ctx context.Context, conn *wire.Conn, request *wire.Req
 	if p == nil { // or it was delivered while this client waited for its turn
 		return conn.Send(wire.Grant{}, nil)
 	}
-	defer s.slot(waiting)()
-	d, err := s.grant(waiting, conn, &applicant{unit, idle, invocation(request.Invocation)}, p)
+	leave, err := s.queue(ctx, conn)
+	if err != nil {
+		return s.refuse(ctx, conn, unit, p, err)
+	}
+	defer leave()
+	d, err := s.grant(ctx, conn, &applicant{unit, idle, invocation(request.Invocation)}, p)
 	if err != nil {
 		return s.refuse(ctx, conn, unit, p, err)
 	}
@@ -142,6 +153,8 @@ func (s *Server) turn(ctx context.Context, names ...string) (done func(), err er
 // ends it. p is nil when there is none. With an error it is the one that another
 // delivery is in the way of.
 func (s *Server) take(ctx context.Context, c *claims) (p *holding, done func(), err error) {
+	ctx, stop := context.WithTimeout(ctx, grantTimeout)
+	defer stop()
 	for {
 		if p = s.Holder.claimed(c); p == nil {
 			return nil, func() {}, nil
@@ -157,21 +170,54 @@ func (s *Server) take(ctx context.Context, c *claims) (p *holding, done func(), 
 	}
 }
 
-// slot waits until few enough deliveries are under way, but not for ever: one
-// that hangs must not keep the others from theirs. It returns what ends it.
-func (s *Server) slot(ctx context.Context) (done func()) {
-	ctx, stop := context.WithTimeout(ctx, slotTimeout)
-	defer stop()
+// queue waits until few enough deliveries are under way, first come, first
+// served, and returns what lets the next one begin. A delivery that hangs is in the
+// way of others until its bound.
+func (s *Server) queue(ctx context.Context, conn *wire.Conn) (leave func(), err error) {
+	leave = func() { <-s.slots }
 	select {
 	case s.slots <- struct{}{}:
-		return func() { <-s.slots }
+		return leave, nil
+	default:
+	}
+	ctx, stop := context.WithTimeoutCause(ctx, queueTimeout, fmt.Errorf("others were to be delivered to before it for %v", queueTimeout))
+	defer stop()
+	told := make(chan error, 1)
+	go func() { told <- s.tellToWait(ctx, conn, stop) }()
+	select {
+	case s.slots <- struct{}{}:
+		stop()
+		if err = <-told; err != nil {
+			leave()
+		}
 	case <-ctx.Done():
-		return func() {}
+		err = cmp.Or(<-told, context.Cause(ctx))
+	}
+	return leave, err
+}
+
+// tellToWait tells a client that it has to wait until ctx ends, and calls gone
+// when that cannot be told, because the client does not wait any more.
+func (s *Server) tellToWait(ctx context.Context, conn *wire.Conn, gone func()) error {
+	ticker := time.NewTicker(s.WaitInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+		if err := conn.Send(wire.Grant{Wait: true, Error: "it is the turn of others yet"}, nil); err != nil {
+			gone()
+			return fmt.Errorf("it did not wait for its turn: %w", err)
+		}
 	}
 }
 
 // grant sends a parcel to its client, if it is the unit's, and returns it.
 func (s *Server) grant(ctx context.Context, conn *wire.Conn, to *applicant, p *holding) (*delivery, error) {
+	ctx, stop := context.WithTimeout(ctx, grantTimeout)
+	defer stop()
 	if err := s.rightful(ctx, to.unit, p); err != nil {
 		return nil, err
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/fdbridge/fdbridge/bridge"
 	"github.com/fdbridge/fdbridge/bridge/deliver"
+	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/session"
 )
@@ -287,6 +289,60 @@ func TestTwoStartsAtOnceDeliverOnce(t *testing.T) {
 	result{n, err}.check(t, unit, len(u.want[unit]))
 	(<-second).check(t, unit, 0)
 	u.check(t, d)
+}
+
+func TestAUnitWaitsUntilFewEnoughDeliveriesAreUnderWay(t *testing.T) {
+	w := newWorld(t)
+	const unit = "last.service"
+	names := []string{unit}
+	for i := range 2 * runtime.GOMAXPROCS(0) {
+		names = append(names, fmt.Sprintf("x%d.service", i))
+	}
+	for _, name := range names {
+		w.add(name, "yes")
+		w.put(name, "x", name)
+	}
+	w.kexec(w.preserve())
+	d := w.daemon()
+	ask := func(name string) (*wire.Conn, *wire.Grant) {
+		w.setPeer(name)
+		conn := dial(t, d)
+		if err := conn.Send(wire.Request{Op: wire.OpDeliver}, nil); err != nil {
+			t.Fatal(err)
+		}
+		var grant wire.Grant
+		f, err := conn.Receive(&grant)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = f.Close()
+		return conn, &grant
+	}
+	var busy *wire.Conn
+	for _, name := range names[1:] { // clients that do nothing with what they get
+		conn, grant := ask(name)
+		if grant.Session == "" {
+			t.Fatalf("%s is granted %+v", name, grant)
+		}
+		busy = conn
+	}
+	impatient, grant := ask(unit) // and one that does not wait is not in the way
+	if !grant.Wait {
+		t.Fatalf("%s is granted %+v", unit, grant)
+	}
+	_ = impatient.Close()
+	told := 0
+	last := w.inject(d.socket, unit, keeper{m: w.manager, unit: unit})
+	last.Waits = func() {
+		if told++; told == 3 {
+			_ = busy.Close()
+		}
+	}
+	n, err := last.Run(t.Context())
+	result{n, err}.check(t, unit, 1)
+	if told < 3 {
+		t.Errorf("it was told %d times to wait", told)
+	}
 }
 
 func TestAStoppedFdbridgedLetsDeliveriesEnd(t *testing.T) {

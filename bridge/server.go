@@ -25,8 +25,9 @@ const (
 	// stopTimeout is how long deliveries may go on when fdbridged is stopped;
 	// TimeoutStopSec= of its unit is above it.
 	stopTimeout = 8 * time.Second
-	// maxConns bounds how many clients are served at a time; others wait.
-	maxConns = 256
+	// maxConns bounds how many clients are served at a time; others wait, and are
+	// not even told to. It is more than the units that a machine starts at a time.
+	maxConns = 4096
 )
 
 // PID1 is what a Server asks the service manager; units.Reader does it.
@@ -51,6 +52,8 @@ type Server struct {
 	// Facts is that of generator.Current.
 	Facts    func(unit string) (facts generator.Facts, loaded bool)
 	Excluded func(unit string) bool
+	// WaitInterval is wire.WaitInterval but in tests.
+	WaitInterval time.Duration
 	// Started is told of each unit that asks for its fds.
 	Started func(unit string)
 	// LostFile is LostFile but in tests.

@@ -210,7 +210,9 @@ func (s *soak) mishap() mishap {
 // A thousand units, which is more than there are sessions before Linux 7.2.
 func TestAThousandUnits(t *testing.T) {
 	b := bootFor(t, time.Hour, vm.Config{Image: images.with, Memory: 8192})
-	b.units(map[string]string{"x@.service": service(optIn, "one,memfd,4096", "two,memfd,100,7")})
+	// PID 1 does nothing else until it has begun to start all, which takes emulated
+	// processors longer than a unit may take.
+	b.units(map[string]string{"x@.service": service(optIn+"TimeoutStartSec=15min\n", "one,memfd,4096", "two,memfd,100,7")})
 	truth := map[string][]found{}
 	const readWrite = 2
 	var names []string

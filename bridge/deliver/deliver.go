@@ -25,11 +25,18 @@ import (
 )
 
 const (
-	// Timeout is how long Run should be given. After it Run takes at most
-	// lastTimeout to come to an end, if the service manager answers, so that it
-	// has ended before the 90 seconds are over after which a unit that has not
-	// started fails by default.
-	Timeout = 65 * time.Second
+	// timeout bounds how long Run goes on once it is the unit's turn, and a wait for
+	// fdbridged to say that it is not yet. After it Run takes at most lastTimeout
+	// to come to an end, if the service manager answers, so that it has ended
+	// before the 90 seconds are over after which a unit that has not started fails
+	// by default.
+	timeout = 65 * time.Second
+	// StartTimeout is what TimeoutStartSec= is by default. A unit that has to wait
+	// for its turn is to have as much from then on.
+	StartTimeout = 90 * time.Second
+	// turnTimeout bounds how long a unit waits for its turn, which is longer than
+	// fdbridged lets it.
+	turnTimeout = 11 * time.Minute
 	// lastTimeout bounds how long fdbridged may take to note what has become of
 	// a delivery, with a restart of it in between.
 	lastTimeout = 15 * time.Second
@@ -41,7 +48,7 @@ const (
 	// at once, as when it is updated, or not at all.
 	absentTimeout = 3 * time.Second
 	// answerTimeout bounds each wait for an answer of fdbridged, which has
-	// one, or says why not, within 50 seconds.
+	// one, or says why not or that it takes longer, within 50 seconds.
 	answerTimeout = 55 * time.Second
 	// retryDelay is between two tries to connect.
 	retryDelay = 20 * time.Millisecond
@@ -66,6 +73,9 @@ type Deliverer struct {
 	Invocation string
 	// Lost is called for each fd that can never be delivered.
 	Lost func(name string, err error)
+	// Waits is called each time that fdbridged says that it is another unit's turn
+	// yet, so that the unit is given StartTimeout from then on.
+	Waits func()
 }
 
 var (
@@ -95,10 +105,13 @@ func Passing(err error) bool {
 // the store, and fdbridged may hold it on, too.
 //
 // It gives up when ctx ends, and waits for fdbridged as long as the constants
-// above say.
+// above say: 80 seconds in all, and again from each call of Waits on.
 func (d *Deliverer) Run(ctx context.Context) (int, error) {
+	ctx, stop := context.WithCancelCause(ctx)
+	bound := time.AfterFunc(timeout, func() { stop(fmt.Errorf("it has taken longer than %v", timeout)) })
+	defer bound.Stop()
 	for {
-		n, err := d.try(ctx)
+		n, err := d.try(ctx, bound)
 		if !errors.Is(err, errBroken) || ctx.Err() != nil {
 			return n, err
 		}
@@ -107,14 +120,13 @@ func (d *Deliverer) Run(ctx context.Context) (int, error) {
 }
 
 // try is Run with one fdbridged.
-func (d *Deliverer) try(ctx context.Context) (int, error) {
+func (d *Deliverer) try(ctx context.Context, bound *time.Timer) (int, error) {
 	conn, err := dial(ctx, d.Socket)
 	if err != nil {
 		return 0, fmt.Errorf("fdbridged cannot be reached, and holds on what it may hold for this unit: %w", err)
 	}
 	defer func() { _ = conn.Close() }() // fdbridged has answered, or never will
-	var grant wire.Grant
-	f, err := ask(ctx, conn, wire.Request{Op: wire.OpDeliver, Invocation: d.Invocation}, &grant)
+	grant, f, err := d.apply(ctx, conn, bound)
 	if err != nil {
 		return 0, fmt.Errorf("ask fdbridged for the unit's fds: %w", err)
 	}
@@ -125,7 +137,7 @@ func (d *Deliverer) try(ctx context.Context) (int, error) {
 	if grant.Session == "" {
 		return 0, nil
 	}
-	u := unpacking{Deliverer: d, conn: conn, grant: &grant}
+	u := unpacking{Deliverer: d, conn: conn, grant: grant}
 	if f != nil {
 		u.session = session.Adopt(d.Kernel, f)
 	}
@@ -137,6 +149,26 @@ func (d *Deliverer) try(ctx context.Context) (int, error) {
 		return u.stored, fmt.Errorf("all fds of session %s are delivered, but fdbridged may hold them on: %w", grant.Session, err)
 	}
 	return u.stored, nil
+}
+
+// apply asks for what is held for the unit and waits until it is its turn. The
+// caller owns the fd.
+func (d *Deliverer) apply(ctx context.Context, conn *wire.Conn, bound *time.Timer) (*wire.Grant, *fd.FD, error) {
+	request := wire.Request{Op: wire.OpDeliver, Invocation: d.Invocation}
+	grant := &wire.Grant{}
+	f, err := ask(ctx, conn, request, grant)
+	for start := time.Now(); err == nil && grant.Wait; {
+		_ = f.Close() // there is none
+		if time.Since(start) > turnTimeout {
+			return nil, nil, fmt.Errorf("others were to be delivered to before it for %v", turnTimeout)
+		}
+		bound.Stop()
+		d.Waits() // which can take long, as the service manager is busy
+		bound.Reset(timeout)
+		grant = &wire.Grant{}
+		f, err = answered(ctx, conn, &request, grant)
+	}
+	return grant, f, err
 }
 
 // settle tells fdbridged that all is in the store: the one that has granted it,
@@ -191,18 +223,30 @@ func dial(ctx context.Context, path string) (*wire.Conn, error) {
 // caller owns, until ctx ends. An error is errUnanswered, and errBroken when
 // fdbridged has gone.
 func ask(ctx context.Context, conn *wire.Conn, request wire.Request, answer any) (f *fd.FD, err error) {
+	if err := conn.SetDeadline(time.Now().Add(answerTimeout)); err != nil {
+		return nil, unanswered(ctx, &request, err)
+	}
+	if err := conn.Send(request, nil); err != nil {
+		return nil, unanswered(ctx, &request, err)
+	}
+	return answered(ctx, conn, &request, answer)
+}
+
+// answered is ask for the next answer to a request that has been sent.
+func answered(ctx context.Context, conn *wire.Conn, request *wire.Request, answer any) (f *fd.FD, err error) {
 	if err = conn.SetDeadline(time.Now().Add(answerTimeout)); err == nil {
 		defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })()
-		err = conn.Send(request, nil)
-	}
-	if err == nil {
 		f, err = conn.Receive(answer)
 	}
-	switch {
-	case err == nil:
-		return f, nil
-	case errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE):
-		return nil, fmt.Errorf("%w: no answer to %q: %w", errBroken, request.Op, err)
+	if err != nil {
+		return nil, unanswered(ctx, request, err)
 	}
-	return nil, fmt.Errorf("%w to %q: %w", errUnanswered, request.Op, errors.Join(err, ctx.Err()))
+	return f, nil
+}
+
+func unanswered(ctx context.Context, request *wire.Request, err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) {
+		return fmt.Errorf("%w: no answer to %q: %w", errBroken, request.Op, err)
+	}
+	return fmt.Errorf("%w to %q: %w", errUnanswered, request.Op, errors.Join(err, context.Cause(ctx)))
 }

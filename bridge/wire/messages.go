@@ -8,6 +8,7 @@ import "time"
 //
 //	fdbridge-inject                   fdbridged
 //	deliver                  -->
+//	                         <--      Grant that says to wait, as often as needed
 //	                         <--      Grant, with the session's fd if there still is a session
 //	file                     -->                                             as often as needed
 //	                         <--      File, with the file's fd
@@ -95,7 +96,13 @@ type Grant struct {
 	// Clear says that an earlier delivery of this parcel was broken off, and
 	// what it has left in the unit's store is to be removed first.
 	Clear bool `json:"clear,omitempty"`
+	// Wait says that it is the turn of others yet, and another Grant follows
+	// within WaitInterval. Error says so, too, to clients that do not know it.
+	Wait bool `json:"wait,omitempty"`
 }
+
+// WaitInterval is how often fdbridged tells a client that has to wait.
+const WaitInterval = 20 * time.Second
 
 // File answers OpFile.
 type File struct {

@@ -24,27 +24,26 @@ import (
 
 // timeout bounds the whole, below the 90 s after which systemd by default lets a
 // unit fail that has not started: it is to start without its fds then. It is
-// reached only when the service manager takes in no messages.
+// reached only when the service manager takes in no messages. A unit that has to
+// wait for its turn has as much again each time that it is told to.
 const timeout = 85 * time.Second
 
 func main() {
 	log := journal.Stderr()
-	time.AfterFunc(timeout, func() {
+	bound := time.AfterFunc(timeout, func() {
 		log.Err("The unit's fds were not delivered within %v; the service manager may get some of them yet, and all are held on", timeout)
 		os.Exit(1)
 	})
 	// A unit that is stopped while it starts is to keep none or all of its fds.
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
 	defer stop()
-	ctx, cancel := context.WithTimeout(ctx, deliver.Timeout)
-	defer cancel()
-	if err := run(ctx, log); err != nil {
+	if err := run(ctx, log, bound); err != nil {
 		log.Err("Not all of the unit's fds were delivered: %v", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, log *journal.Log) error {
+func run(ctx context.Context, log *journal.Log, bound *time.Timer) error {
 	store, err := notify.Open(os.Getenv("NOTIFY_SOCKET"))
 	if err != nil {
 		return err
@@ -57,6 +56,13 @@ func run(ctx context.Context, log *journal.Log) error {
 		Socket: wire.Path, Kernel: session.System{}, Store: store, Max: max,
 		Invocation: os.Getenv("INVOCATION_ID"),
 		Lost:       func(name string, err error) { log.Err("The fd %q is lost: %v", name, err) },
+		Waits: func() {
+			bound.Reset(timeout)
+			if err := store.ExtendTimeout(deliver.StartTimeout); err != nil {
+				log.Warning("The unit may be stopped before it is its turn to get its fds: %v", err)
+			}
+			bound.Reset(timeout)
+		},
 	}
 	n, err := deliverer.Run(ctx)
 	if n > 0 {

@@ -142,6 +142,7 @@ func newServer(settings *config.Config, holder *bridge.Holder, reader *units.Rea
 	server.Facts = current(settings).Facts
 	server.Excluded = settings.Excluded
 	server.LostFile = bridge.LostFile
+	server.WaitInterval = wire.WaitInterval
 	server.Machine = machine
 	server.Log = log
 	return server

@@ -83,6 +83,9 @@ func (s *Server) addHeld(found map[string]*wire.Unit) {
 	for _, u := range index.Units {
 		if f := found[u.Unit]; f != nil {
 			f.Lost += len(u.Lost)
+			if f.Held == 0 {
+				f.Outcome = s.Holder.outcomeOf(u.Unit)
+			}
 		}
 	}
 }

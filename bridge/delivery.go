@@ -362,6 +362,7 @@ func (s *Server) settle(p *holding, unit string, delivered *wire.Request) error 
 		s.Holder.Problem("%s: %v; the session %s is held on", unit, err, p.Sessions[0])
 		return err
 	}
+	s.Holder.settled(p.Unit, wire.ChangeDelivered, delivered.Stored)
 	s.Log.Info("%s: Delivered %d fds of session %s.", unit, delivered.Stored, p.Sessions[0])
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/fdbridge/fdbridge/bridge/journal"
+	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/kho"
 	"github.com/fdbridge/fdbridge/session"
@@ -61,7 +62,10 @@ type Holder struct {
 	tried    chan struct{}     // closed when unknown will not change any more
 	patience time.Time         // until when it is worth while to wait for that
 	problems []string
-	restored span // when the sessions were retrieved; zero if an earlier fdbridged did it
+	outcome  map[string]string // by unit: what Unit.Outcome of package wire says
+	restored span              // when the sessions were retrieved; zero if an earlier fdbridged did it
+
+	watchers watchers
 }
 
 // span is a time and how long what began then took.
@@ -92,6 +96,7 @@ func (h *Holder) note(text string) {
 	if len(h.problems) < maxProblems && !slices.Contains(h.problems, text) {
 		h.problems = append(h.problems, text)
 	}
+	h.watchers.tell(wire.Answer{Problem: text})
 }
 
 // Problem records a problem of this boot, as Restore does.

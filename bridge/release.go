@@ -8,6 +8,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/fdbridge/fdbridge/bridge/wire"
 )
 
 // release lets go of a parcel that is where it belongs, or that nobody wants
@@ -210,6 +212,7 @@ func (h *Holder) Drop(unit string) error {
 		if err := h.release(p); err != nil {
 			return fmt.Errorf("drop what is held for %s: %w", unit, err)
 		}
+		h.settled(unit, wire.ChangeDropped, p.Entries)
 		h.Log.Info("%s: Dropped %d fds of session %s.", unit, p.Entries, p.Sessions[0])
 	}
 	return nil

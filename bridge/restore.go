@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/kho"
 	"github.com/fdbridge/fdbridge/session"
@@ -34,6 +35,7 @@ const (
 func (h *Holder) Restore(ctx context.Context, passed []notify.Passed) {
 	h.mu.Lock()
 	h.sessions, h.kept = map[string]*session.Session{}, map[string]*fd.FD{}
+	h.outcome = map[string]string{}
 	h.begun, h.done, h.missing = map[string]string{}, map[string]bool{}, map[string]error{}
 	h.assigned = map[string]string{}
 	h.tried, h.patience = make(chan struct{}), time.Now().Add(unknownPatience)
@@ -340,6 +342,8 @@ func (h *Holder) takeStock(adopted map[string]bool) {
 			p = same
 		} else if !h.isThere(p.manifest(), adopted) {
 			continue
+		} else {
+			h.watchers.tell(change(p.Unit, wire.ChangeHeld, p.Entries))
 		}
 		h.held = append(h.held, p)
 	}

@@ -33,10 +33,10 @@ const (
 // PID1 is what a Server asks the service manager; units.Reader does it.
 type PID1 interface {
 	Stores(ctx context.Context) ([]units.Store, error)
+	Entries(ctx context.Context, unit string) ([]units.Entry, error)
 	Stored(ctx context.Context, units []string) (map[string]int, error)
 	Idle(ctx context.Context, units []string) (map[string]bool, error)
 	OptedIn(ctx context.Context, units []string) ([]units.Store, error)
-	Entries(ctx context.Context, unit string) ([]units.Entry, error)
 	Identity(ctx context.Context, unit string) (units.Identity, error)
 }
 
@@ -152,6 +152,8 @@ func (s *Server) serve(ctx context.Context, conn *wire.Conn) error {
 		return s.drop(ctx, conn, request.Unit)
 	case wire.OpDeliverAs:
 		return s.deliverAs(ctx, conn, &request)
+	case wire.OpWatch:
+		return s.watch(ctx, conn)
 	}
 	err = fmt.Errorf("there is no operation %.32q", request.Op)
 	return errors.Join(err, conn.Send(wire.Answer{Error: err.Error()}, nil))

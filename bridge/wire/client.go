@@ -3,6 +3,7 @@
 package wire
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
@@ -45,6 +46,42 @@ func Inspect(path, session string, each func(document *fd.FD) error) error {
 // unit, which is lost then.
 func Drop(path, unit string) error {
 	return ask(path, Request{Op: OpDrop, Unit: unit}, func(*Answer, *fd.FD) error { return nil })
+}
+
+// Watch calls each with what fdbridged at the socket path tells as it happens: an
+// empty Answer, after which nothing is missed, then Changes and Problems. It waits
+// until ctx ends, and returns why then, or until the connection does, which gives
+// io.EOF when fdbridged has hung up: it is stopped, or each is too slow.
+func Watch(ctx context.Context, path string, each func(*Answer)) error {
+	conn, err := Dial(path)
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
+	defer func() {
+		stop()
+		_ = conn.Close() // there is nothing more to say
+	}()
+	if err = conn.SetDeadline(time.Now().Add(askTimeout)); err == nil {
+		err = conn.Send(Request{Op: OpWatch}, nil)
+	}
+	for err == nil {
+		var answer Answer
+		var stray *fd.FD
+		stray, err = conn.Receive(&answer)
+		_ = stray.Close() // no answer of these has an fd with it
+		if err == nil && answer.Error != "" {
+			err = fmt.Errorf("%w: %s", ErrRefused, answer.Error)
+		}
+		if err == nil {
+			each(&answer)
+			err = conn.SetDeadline(time.Time{}) // what comes next may take as long as it likes
+		}
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return fmt.Errorf("watch fdbridged: %w", err)
 }
 
 // DeliverAs makes fdbridged at the socket path deliver what it holds for a unit to

@@ -34,7 +34,7 @@ var (
 	ErrNoPeer = errors.New("the process at the other end cannot be identified")
 )
 
-// Conn is one connection. One goroutine at a time may use it.
+// Conn is one connection. One goroutine at a time may send on it, and one receive.
 type Conn struct {
 	file *os.File // non-blocking, so that the runtime's poller serves deadlines
 	raw  syscall.RawConn
@@ -75,6 +75,9 @@ func (c *Conn) Close() error { return c.file.Close() }
 // SetDeadline bounds every later Send and Receive; after it they return an
 // error that answers errors.Is for os.ErrDeadlineExceeded.
 func (c *Conn) SetDeadline(t time.Time) error { return c.file.SetDeadline(t) }
+
+// SetSendDeadline is SetDeadline for Send alone.
+func (c *Conn) SetSendDeadline(t time.Time) error { return c.file.SetWriteDeadline(t) }
 
 // Send sends v as one packet, with f beside it if that is not nil. The caller
 // keeps f.

@@ -34,6 +34,12 @@ import "time"
 //	                         <--      Answer with End, or with an Error
 //	deliver-as               -->
 //	                         <--      Answer with an Assigned; with End; or with an Error
+//	watch                    -->
+//	                         <--      an empty Answer: nothing that changes from now on is missed
+//	                         <--      Answer with a Change or a Problem, as it happens
+//
+// A watch ends when the client hangs up, or fdbridged does: when it is stopped, and on
+// a client that does not read what it is sent.
 const (
 	OpDeliver   = "deliver"
 	OpFile      = "file"
@@ -45,6 +51,7 @@ const (
 	OpInspect   = "inspect"
 	OpDrop      = "drop"
 	OpDeliverAs = "deliver-as"
+	OpWatch     = "watch"
 )
 
 // Request is what a client sends.
@@ -118,8 +125,8 @@ type Settled struct {
 	Error string `json:"error,omitempty"`
 }
 
-// Answer is one packet of the answer to what fdbridgectl asks; one of its fields
-// is set.
+// Answer is one packet of the answer to what fdbridgectl or fdbridge-bus asks; one
+// of its fields is set, but where that is said.
 type Answer struct {
 	Status   *Status   `json:"status,omitempty"`
 	Unit     *Unit     `json:"unit,omitempty"`
@@ -128,6 +135,7 @@ type Answer struct {
 	Entry    *Entry    `json:"entry,omitempty"`
 	Document *Document `json:"document,omitempty"`
 	Assigned *Assigned `json:"assigned,omitempty"`
+	Change   *Change   `json:"change,omitempty"`
 	// Problem is a sentence about what went wrong in this boot.
 	Problem string `json:"problem,omitempty"`
 	Error   string `json:"error,omitempty"`
@@ -155,6 +163,25 @@ type Unit struct {
 	// Lost is the number of fds that the last live update did not carry.
 	Lost    int    `json:"lost"`
 	Session string `json:"session,omitempty"` // the one that is held
+	// Outcome is what has become of what the last live update brought for the
+	// unit: ChangeDelivered or ChangeDropped, when this fdbridged has seen to it;
+	// else empty.
+	Outcome string `json:"outcome,omitempty"`
+}
+
+// What has become of fds, in a Change.
+const (
+	ChangeHeld      = "held"      // they wait for the unit from now on
+	ChangeDelivered = "delivered" // they are in the unit's store
+	ChangeDropped   = "dropped"   // they are lost: somebody, or HoldTimeoutSec=, would have it so
+)
+
+// Change says that something has become of fds that the last live update brought
+// for a unit.
+type Change struct {
+	Unit string `json:"unit"`
+	What string `json:"what"`
+	FDs  int    `json:"fds"` // how many
 }
 
 // Lost is an fd that did not get where it belongs.

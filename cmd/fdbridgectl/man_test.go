@@ -111,6 +111,7 @@ func TestTheManualHasAllMembersOfTheJSON(t *testing.T) {
 		"show":         {members[shown](), members[wire.Entry]()},
 		"check, kexec": inCheck,
 		"deliver":      {members[wire.Assigned]()},
+		"monitor":      {members[event](), members[wire.Change]()},
 		"features":     {members[check.Features](), members[check.KernelFeatures]()},
 	}
 	want["inspect"] = documents(t)

@@ -80,12 +80,19 @@ func (s *Server) addHeld(found map[string]*wire.Unit) {
 			f.Held, f.HeldBytes = f.Held+p.Entries, f.HeldBytes+p.Bytes
 		}
 	}
+	carried := map[string]int{}
 	for _, u := range index.Units {
 		if f := found[u.Unit]; f != nil {
 			f.Lost += len(u.Lost)
-			if f.Held == 0 {
-				f.Outcome = s.Holder.outcomeOf(u.Unit)
-			}
+			carried[u.Unit] += u.Entries
+		}
+	}
+	for unit, n := range carried {
+		switch f := found[unit]; {
+		case n == 0:
+			f.Outcome = wire.OutcomeLost
+		case f.Held == 0:
+			f.Outcome = s.Holder.outcomeOf(unit)
 		}
 	}
 }

@@ -163,11 +163,14 @@ type Unit struct {
 	// Lost is the number of fds that the last live update did not carry.
 	Lost    int    `json:"lost"`
 	Session string `json:"session,omitempty"` // the one that is held
-	// Outcome is what has become of what the last live update brought for the
-	// unit: ChangeDelivered or ChangeDropped, when this fdbridged has seen to it;
-	// else empty.
+	// Outcome is what has become of what the unit had before the last live update:
+	// OutcomeLost, or when this fdbridged has seen to it, ChangeDelivered or
+	// ChangeDropped; else empty.
 	Outcome string `json:"outcome,omitempty"`
 }
+
+// OutcomeLost is the Outcome of a Unit of which nothing was carried.
+const OutcomeLost = "lost"
 
 // What has become of fds, in a Change.
 const (

@@ -2,7 +2,8 @@
 
 // Command fdbridged holds the fd stores that came through a live update until
 // their units want them (serve), and puts the stores into live-update sessions
-// before the next one (preserve). systemd runs both.
+// before the next one (preserve). Another process of it talks to the message bus
+// (bus). systemd runs all of them.
 package main
 
 import (
@@ -45,6 +46,11 @@ func main() {
 		Short: "Report what was lost with a live update that did not arrive",
 		Args:  cobra.NoArgs,
 		RunE:  func(*cobra.Command, []string) error { return arrival() },
+	}, &cobra.Command{
+		Use:   "bus",
+		Short: "Serve D-Bus on the system bus",
+		Args:  cobra.NoArgs,
+		RunE:  func(*cobra.Command, []string) error { return serveBus(ctx) },
 	})
 	if err := root.Execute(); err != nil {
 		if os.Getenv("INVOCATION_ID") != "" { // as a service, whose standard error may be the journal, too

@@ -35,6 +35,10 @@ func monitorCommand(d daemon, v *view) *cobra.Command {
 			defer stop()
 			var failed error // to print
 			err := wire.Watch(ctx, d.socket, func(a *wire.Answer) {
+				if *a == (wire.Answer{}) { // it begins
+					fmt.Fprintln(cmd.ErrOrStderr(), "Monitoring fdbridged.")
+					return
+				}
 				if failed = printEvent(cmd.OutOrStdout(), v.json, time.Now(), a); failed != nil {
 					stop()
 				}
@@ -53,7 +57,7 @@ func printEvent(w io.Writer, asJSON bool, now time.Time, a *wire.Answer) (err er
 		what = fmt.Sprintf("%s: %s %s", c.Unit, count(c.FDs, "fd"), c.What)
 	}
 	switch {
-	case what == "": // it begins, or a later fdbridged tells of something else
+	case what == "": // something that a later fdbridged tells
 	case asJSON:
 		err = json.NewEncoder(w).Encode(event{now, a.Change, a.Problem})
 	default:

@@ -62,7 +62,7 @@ func (i interrupting) Write(p []byte) (int, error) {
 func TestMonitorIsOverWhenItIsInterrupted(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
-	if status, stderr := watched(t, ctx, interrupting{stop}); status != 0 || stderr != "" {
+	if status, stderr := watched(t, ctx, interrupting{stop}); status != 0 || stderr != "Monitoring fdbridged.\n" {
 		t.Errorf("monitor ends with status %d and says %q", status, stderr)
 	}
 }

@@ -154,12 +154,16 @@ func (k *packer) place(p *parcel, put func(r *room) (uint64, error)) (*room, uin
 		}
 	}
 	fresh, err := k.open(p.unit)
-	if err == nil {
+	if err != nil {
+		err = fmt.Errorf("there is no session for the unit: %w", err)
+	} else {
 		p.rooms = append(p.rooms, fresh)
-		token, err := put(fresh)
-		return fresh, token, err
+		var token uint64
+		if token, err = put(fresh); err == nil {
+			return fresh, token, nil
+		}
 	}
-	err = fmt.Errorf("there is no session for the unit: %w", err)
+	// It is full when units for which there is no session have filled it meanwhile.
 	// ENOMEM is what Linux 6.19 to 7.1 say of too many sessions.
 	if !errors.Is(err, session.ErrLimit) && !errors.Is(err, unix.ENOMEM) {
 		return nil, 0, err

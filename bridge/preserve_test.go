@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -227,6 +228,34 @@ func TestUnitsThatThereIsNoSessionForHaveRoomWithOthers(t *testing.T) {
 	w.check(want)
 	if held := holder.Units(); len(held) > 0 || len(holder.Problems()) > 0 {
 		t.Errorf("held: %v, problems: %q", held, holder.Problems())
+	}
+}
+
+func TestASessionThatOthersHaveFilledLeavesRoomElsewhere(t *testing.T) {
+	for met := false; !met; { // units are preserved in any order
+		w := newWorld(t)
+		w.kernel.MaxSessions = 3
+		for _, unit := range []string{"a.service", "b.service"} {
+			w.add(unit, "yes")
+			w.put(unit, "x", "of "+unit)
+		}
+		var other atomic.Bool // the other unit has a session
+		w.kernel.Fail = func(request uint, name string, _ uint64) error {
+			switch {
+			case request != session.ReqPreserveFD:
+			case name == kho.SessionName("a.service"):
+				other.Store(true)
+			case name == kho.SessionName("b.service") && other.Load():
+				met = true
+				return unix.ENOSPC
+			}
+			return nil
+		}
+		for _, u := range w.preserve().Index.Units {
+			if u.Entries != 1 || len(u.Lost) > 0 {
+				t.Errorf("%s: %d carried, lost %+v", u.Unit, u.Entries, u.Lost)
+			}
+		}
 	}
 }
 

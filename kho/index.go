@@ -18,6 +18,7 @@ type Index struct {
 	Origin   Origin
 	Duration time.Duration // how long preserve took; written in microseconds
 	Units    []IndexUnit
+	Services []Service // the services' own sessions
 	Unknown  []Member
 }
 
@@ -89,6 +90,7 @@ func (x *Index) fields() []field {
 		req("origin", nested{&x.Origin}),
 		req("duration_us", micros{&x.Duration}),
 		req("units", list[IndexUnit, *IndexUnit]{&x.Units}),
+		opt("services", list[Service, *Service]{&x.Services}),
 	}
 }
 
@@ -119,6 +121,21 @@ func (x *Index) validate() error {
 			return fmt.Errorf("token %d of session %s is the manifest of %s and of %s", at.token, at.session, other, u.Unit)
 		}
 		manifests[at] = u.Unit
+	}
+	return x.validateServices()
+}
+
+func (x *Index) validateServices() error {
+	seen := map[string]bool{}
+	for i := range x.Services {
+		s := &x.Services[i]
+		if err := s.validate(); err != nil {
+			return fmt.Errorf("service %d, %.255q: %w", i, s.Unit, err)
+		}
+		if seen[s.Session] {
+			return fmt.Errorf("session %s is there twice", s.Session)
+		}
+		seen[s.Session] = true
 	}
 	return nil
 }

@@ -77,6 +77,22 @@ func (s *Session) Finish() error {
 	return s.fail(Error{Op: opFinish}, call(s.k, s.f, ReqFinish, &finish{}))
 }
 
+// Outgoing tells whether the session is an outgoing one; it changes nothing. The
+// kernel looks at the direction before anything else (luo_session_ioctl), so it is
+// asked to preserve a descriptor that is none.
+//
+// Errors: ErrNoIoctl when the descriptor is no session, or fd.ErrClosed.
+func (s *Session) Outgoing() (bool, error) {
+	err := s.fail(Error{Op: opPreserve}, call(s.k, s.f, ReqPreserveFD, &fileByToken{fd: -1, token: 1<<64 - 1}))
+	switch {
+	case errors.Is(err, ErrDirection):
+		return false, nil
+	case errors.Is(err, ErrNoIoctl) || errors.Is(err, fd.ErrClosed):
+		return false, err
+	}
+	return true, nil
+}
+
 // linkPrefix stands before the name in /proc/self/fd/N of a session
 // (luo_session.c, luo_session_getfile).
 const linkPrefix = "anon_inode:[luo_session] "

@@ -99,6 +99,9 @@ func retrievedOnce(t T, k session.Kernel) {
 	if name, err := s.Name(); name != onceSession || err != nil {
 		t.Errorf("name of a retrieved session: %q, %v", name, err)
 	}
+	if out, err := s.Outgoing(); out || err != nil {
+		t.Errorf("a retrieved session: outgoing %v, %v", out, err)
+	}
 	_, err := d.Retrieve(onceSession)
 	fails(t, "retrieve again", err, session.ErrRetrieved, unix.EINVAL)
 	ok(t, "close", s.Close())

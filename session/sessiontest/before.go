@@ -102,6 +102,12 @@ func outgoingDirection(t T, k session.Kernel) {
 	_, err := s.RetrieveFD(1)
 	fails(t, "retrieve a file", err, unix.EINVAL)
 	fails(t, "finish", s.Finish(), session.ErrDirection, unix.EINVAL)
+	if out, err := s.Outgoing(); !out || err != nil {
+		t.Errorf("a created session: outgoing %v, %v", out, err)
+	}
+	ok(t, "preserve after it was asked for its direction", s.Preserve(memfd(t, 0, "y"), 2))
+	_, err = session.Adopt(k, memfd(t, 0, "")).Outgoing()
+	fails(t, "ask a memfd for its direction", err, session.ErrNoIoctl, unix.ENOTTY)
 }
 
 func tokens(t T, k session.Kernel) {

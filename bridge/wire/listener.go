@@ -11,8 +11,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Path is where fdbridged listens.
-const Path = "/run/fdbridge/socket"
+const (
+	// Path is where fdbridged listens for root.
+	Path = "/run/fdbridge/socket"
+	// SessionsPath is where it listens for services, whatever their users. It is
+	// another socket, so that they cannot be in the way of what is asked there.
+	SessionsPath = "/run/fdbridge/sessions"
+)
 
 // backlog is how many connections may wait to be accepted: more units than
 // start at one time.
@@ -27,13 +32,18 @@ type Listener struct {
 
 // Listen makes a listening socket at path, with access for its owner alone,
 // and replaces one that a process has left there.
-func Listen(path string) (*Listener, error) {
+func Listen(path string) (*Listener, error) { return listen(path, 0o600) }
+
+// ListenToAll is Listen with access for everybody.
+func ListenToAll(path string) (*Listener, error) { return listen(path, 0o666) }
+
+func listen(path string, mode uint32) (*Listener, error) {
 	raw, err := socket()
 	if err != nil {
 		return nil, fmt.Errorf("open a socket: %w", err)
 	}
-	// fchmod before bind sets the mode that the new file gets.
-	err = unix.Fchmod(raw, 0o600)
+	// fchmod before bind sets the mode that the new file gets, less the umask.
+	err = unix.Fchmod(raw, mode)
 	if err == nil {
 		if err = unix.Unlink(path); errors.Is(err, unix.ENOENT) {
 			err = nil
@@ -41,6 +51,9 @@ func Listen(path string) (*Listener, error) {
 	}
 	if err == nil {
 		err = unix.Bind(raw, &unix.SockaddrUnix{Name: path})
+	}
+	if err == nil {
+		err = unix.Chmod(path, mode)
 	}
 	if err == nil {
 		err = unix.Listen(raw, backlog)

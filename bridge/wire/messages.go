@@ -40,19 +40,67 @@ import "time"
 //
 // A watch ends when the client hangs up, or fdbridged does: when it is stopped, and on
 // a client that does not read what it is sent.
+//
+// For LUOSession= fdbridge-inject asks, on connections of their own:
+//
+//	luo-session              -->
+//	                         <--      Session, with its fd unless the unit's store has it
+//	done-session             -->                            when one that came is in that store
+//	                         <--      Session
 const (
-	OpDeliver   = "deliver"
-	OpFile      = "file"
-	OpDelivered = "delivered"
-	OpReturned  = "returned"
-	OpList      = "list"
-	OpStatus    = "status"
-	OpShow      = "show"
-	OpInspect   = "inspect"
-	OpDrop      = "drop"
-	OpDeliverAs = "deliver-as"
-	OpWatch     = "watch"
+	OpDeliver    = "deliver"
+	OpFile       = "file"
+	OpDelivered  = "delivered"
+	OpReturned   = "returned"
+	OpList       = "list"
+	OpStatus     = "status"
+	OpShow       = "show"
+	OpInspect    = "inspect"
+	OpDrop       = "drop"
+	OpDeliverAs  = "deliver-as"
+	OpWatch      = "watch"
+	OpLUOSession = "luo-session"
 )
+
+// What a service can ask for at SessionsPath, whatever user it runs as. It has to
+// be in a unit that has opted in, and gets sessions of that unit only.
+//
+//	service                           fdbridged
+//	open-session             -->
+//	                         <--      Session, with its fd
+//	claim-session            -->
+//	                         <--      Session, with its fd
+//	done-session             -->
+//	                         <--      Session
+//
+// Before a live update the service opens a session, under a name of its choice, and
+// preserves its files in it under tokens of its choice, in the order that they need:
+// LIVEUPDATE_SESSION_PRESERVE_FD of linux/liveupdate.h. It can do so up to the
+// moment when it has stopped. fdbridged has the session, too, so that the service
+// need not keep it, and asking again gives the same session; it is carried, with
+// what is in it, by the next live update.
+//
+// After the live update the service claims the session by its name, gets the files
+// back by their tokens (LIVEUPDATE_SESSION_RETRIEVE_FD), finishes the session
+// (LIVEUPDATE_SESSION_FINISH), and says that it is done, in this order. Up to then
+// it can claim it again, as when it has crashed, or fdbridged has: files that were
+// retrieved can be retrieved again. Only then can it open one of that name again,
+// and preserve the files anew.
+//
+// A session that came, and that its unit is not done with, cannot be carried
+// further: nobody else knows the tokens. It is lost with the next live update,
+// unless the unit has Required=yes; then that is called off.
+//
+// done-session also ends a session that was opened: when the service has closed it,
+// too, the kernel lets go of its files. Nothing else takes a file out of one.
+const (
+	OpOpenSession  = "open-session"
+	OpClaimSession = "claim-session"
+	OpDoneSession  = "done-session"
+)
+
+// MaxSessions is how many sessions a unit can have open or not be done with.
+const MaxSessions = 16
 
 // Request is what a client sends.
 type Request struct {
@@ -79,6 +127,9 @@ type Request struct {
 	// Reason goes with OpReturned: why nothing of what was granted is in the
 	// unit's store.
 	Reason string `json:"reason,omitempty"`
+	// Name goes with the operations on a service's sessions: what the unit calls
+	// it, 1 to 255 printable ASCII characters without a colon and a space.
+	Name string `json:"name,omitempty"`
 }
 
 // MaxFailed is how many fds a Request names, so that it fits into a packet.
@@ -123,6 +174,18 @@ type File struct {
 type Settled struct {
 	// Error says what went wrong; the parcel is then held on.
 	Error string `json:"error,omitempty"`
+}
+
+// Session answers OpOpenSession, OpClaimSession, OpDoneSession and OpLUOSession.
+type Session struct {
+	// Error says why there is no session, or why it is not done.
+	Error string `json:"error,omitempty"`
+	// Unit is the unit that the process belongs to, and Session is what the
+	// kernel calls the session.
+	Unit    string `json:"unit,omitempty"`
+	Session string `json:"session,omitempty"`
+	// Came goes with OpLUOSession: the session has come through a live update.
+	Came bool `json:"came,omitempty"`
 }
 
 // Answer is one packet of the answer to what fdbridgectl or fdbridge-bus asks; one

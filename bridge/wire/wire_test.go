@@ -21,7 +21,7 @@ import (
 func TestMain(m *testing.M) { fdtest.Main(m) }
 
 // pair returns the two ends of a connection over a real socket.
-func pair(t *testing.T) (client, server *wire.Conn) {
+func pair(t testing.TB) (client, server *wire.Conn) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "socket")
 	listener, err := wire.Listen(path)
@@ -36,6 +36,28 @@ func pair(t *testing.T) (client, server *wire.Conn) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = client.Close(); _ = server.Close() })
+	return client, server
+}
+
+// rawPair is pair with a client that can send what a Conn does not.
+func rawPair(t testing.TB) (client int, server *wire.Conn) {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "socket")
+	listener, err := wire.Listen(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	client, err = unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Connect(client, &unix.SockaddrUnix{Name: path})
+	}
+	if err == nil {
+		server, err = listener.Accept()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 	return client, server
 }
 
@@ -125,24 +147,8 @@ func TestMalformedPacketsAreRefusedAndLeaveNoFD(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			path := filepath.Join(t.TempDir(), "socket")
-			listener, err := wire.Listen(path)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer listener.Close()
-			raw, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-			if err != nil {
-				t.Fatal(err)
-			}
+			raw, server := rawPair(t)
 			defer unix.Close(raw)
-			if err := unix.Connect(raw, &unix.SockaddrUnix{Name: path}); err != nil {
-				t.Fatal(err)
-			}
-			server, err := listener.Accept()
-			if err != nil {
-				t.Fatal(err)
-			}
 			defer server.Close()
 			if err := pipe(t).Do(func(f int) error { return send(raw, f) }); err != nil {
 				t.Fatal(err)
@@ -189,9 +195,19 @@ func TestListenReplacesASocketLeftBehind(t *testing.T) {
 	if _, err := wire.Dial(path); !errors.Is(err, unix.ECONNREFUSED) {
 		t.Errorf("Dial without a listener: %v, want ECONNREFUSED", err)
 	}
-	info, err := os.Stat(path)
-	if err != nil || info.Mode().Perm() != 0o600 {
-		t.Errorf("the socket has mode %v, %v; want 0600", info.Mode(), err)
+}
+
+func TestAListenerIsForRootOrForAll(t *testing.T) {
+	for mode, listen := range map[os.FileMode]func(string) (*wire.Listener, error){0o600: wire.Listen, 0o666: wire.ListenToAll} {
+		path := filepath.Join(t.TempDir(), "socket")
+		listener, err := listen(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer listener.Close()
+		if info, err := os.Stat(path); err != nil || info.Mode().Perm() != mode {
+			t.Errorf("the socket has mode %v, %v; want %v", info.Mode().Perm(), err, mode)
+		}
 	}
 }
 

@@ -34,6 +34,7 @@ type world struct {
 	log         bytes.Buffer
 	invocations atomic.Int64
 	starts      chan struct{} // a value for each unit that asks for its fds
+	last        *daemon       // see daemon
 	mu          sync.Mutex
 	recorded    *kho.Index
 	unrecorded  error // why an index cannot be recorded
@@ -46,6 +47,7 @@ func newWorld(t testing.TB) *world {
 		t.Fatal(err)
 	}
 	w := &world{t: t, kernel: kernel, manager: newManager(t), starts: make(chan struct{}, 10000)}
+	w.manager.kernel = kernel
 	t.Cleanup(func() {
 		if err := kernel.Close(); err != nil {
 			t.Error(err)

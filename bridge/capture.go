@@ -33,6 +33,7 @@ type parcel struct {
 	items    []item
 	rooms    []*room        // its sessions, the one that is filled at last
 	index    *kho.IndexUnit // set when the manifest is written
+	services []kho.Service  // sessions of its own in its store, which are not among the items
 	// leaves says that sessions are left to PID 1, and left that there are some.
 	leaves, left bool
 }
@@ -107,6 +108,8 @@ type stores struct {
 	parcels    []*parcel
 	own        *units.Store // fdbridged's, nil when it is empty
 	duplicator Duplicator
+	sessions   func() (*Sessions, error) // those in PID 1, opened when they are first asked for
+	open       *Sessions                 // what it has returned
 	// shared says that PID 1 carries what it finds in stores, too.
 	shared bool
 }
@@ -125,6 +128,12 @@ func (s *stores) finished() (units []string) {
 	return units
 }
 
+// close closes what was only read from.
+func (s *stores) close() {
+	s.open.Close()
+	_ = s.duplicator.Close()
+}
+
 // carry captures and packs the stores of all opted-in units, each as soon as
 // PID 1 has told of it and as many at a time as there are processors. The
 // parcels are in the order of their units' names. The caller closes the
@@ -136,6 +145,14 @@ func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) 
 		return nil, err
 	}
 	duplicator := sync.OnceValues(p.Duplicator)
+	found.sessions = sync.OnceValues(func() (*Sessions, error) {
+		d, err := duplicator()
+		if err != nil {
+			return nil, err
+		}
+		found.open, err = OpenSessions(p.Kernel, d)
+		return found.open, err
+	})
 	queue := make(chan func(), queued)
 	var workers sync.WaitGroup
 	for range runtime.GOMAXPROCS(0) {
@@ -159,7 +176,8 @@ func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) 
 		}
 		found.parcels = append(found.parcels, made)
 		queue <- func() {
-			p.capture(ctx, made, entries, duplicator)
+			entries := p.capture(ctx, made, entries, duplicator)
+			made.takeServices(entries, found.sessions)
 			packer.pack(made)
 		}
 	})
@@ -169,7 +187,7 @@ func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) 
 	found.duplicator = d
 	if errors.Is(err, units.ErrManager) && !p.Partly || failed != nil {
 		if failed == nil {
-			_ = d.Close() // it was only read from
+			found.close()
 		}
 		return nil, errors.Join(err, failed)
 	}
@@ -209,17 +227,18 @@ func items(entries []units.Entry) []item {
 	return list
 }
 
-// capture duplicates the files of a store, unless ctx has ended. A store that has
-// changed since it was listed is listed again, and PID 1's fds with it.
-func (p *Preserver) capture(ctx context.Context, parcel *parcel, entries []units.Entry, duplicator func() (Duplicator, error)) {
+// capture duplicates the files of a store, unless ctx has ended, and returns its
+// entries. A store that has changed since it was listed is listed again, and PID 1's
+// fds with it.
+func (p *Preserver) capture(ctx context.Context, parcel *parcel, entries []units.Entry, duplicator func() (Duplicator, error)) []units.Entry {
 	if ctx.Err() != nil {
 		parcel.lose(context.Cause(ctx))
-		return
+		return entries
 	}
 	d, err := duplicator()
 	if err != nil {
 		parcel.lose(err)
-		return
+		return entries
 	}
 	changed := duplicate(parcel, entries, d)
 	for try := 1; changed && try < captureTries; try++ {
@@ -227,18 +246,19 @@ func (p *Preserver) capture(ctx context.Context, parcel *parcel, entries []units
 		fresh, err := p.Stores.Entries(ctx, parcel.unit)
 		if err != nil {
 			parcel.lose(fmt.Errorf("the store has changed and cannot be listed again: %w", err))
-			return
+			return entries
 		}
 		again, err := p.Duplicator()
 		if err != nil {
 			parcel.lose(err)
-			return
+			return entries
 		}
-		fresh = parcel.ours(fresh)
-		parcel.items = items(fresh)
-		changed = duplicate(parcel, fresh, again)
+		entries = parcel.ours(fresh)
+		parcel.items = items(entries)
+		changed = duplicate(parcel, entries, again)
 		_ = again.Close() // it was only read from
 	}
+	return entries
 }
 
 // duplicate gets each entry's file and tells whether one was not there any more.

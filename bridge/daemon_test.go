@@ -166,6 +166,13 @@ func newFate(steps int) *fate {
 	return &fate{left: steps, die: func() {}, died: make(chan struct{}), alive: true}
 }
 
+// in puts the end off until after this many more steps.
+func (f *fate) in(steps int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.left = steps
+}
+
 func (f *fate) step() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -418,8 +418,9 @@ func (s *Server) drop(ctx context.Context, conn *wire.Conn, unit string) error {
 }
 
 func (s *Server) dropUnit(ctx context.Context, unit string) error {
+	dropped := s.dropSessions(unit)
 	if len(s.Holder.Held(unit)) == 0 {
-		if err := s.Holder.Known(ctx, unit); err != nil {
+		if err := s.Holder.Known(ctx, unit); err != nil || dropped {
 			return err
 		}
 		return fmt.Errorf("nothing is held for %s", unit)

@@ -44,23 +44,25 @@ type Holder struct {
 	Rescued func(ctx context.Context) (files []notify.Passed, letGo func() error, err error)
 	Log     *journal.Log
 
-	releasing sync.Mutex // one parcel at a time is released
+	releasing sync.Mutex    // one parcel at a time is released
+	opening   chan struct{} // has a value while a session is opened
 
 	mu       sync.Mutex
 	index    *kho.Index // nil when nothing was handed over
 	sessions map[string]*session.Session
-	kept     map[string]*fd.FD // by their names in the store
-	held     []*holding        // in the order of the index
-	begun    map[string]string // the invocations in begun deliveries' marks, by hash
-	done     map[string]bool   // the names of the marks of parcels that are done
-	assigned map[string]string // by unit: who is to have what is held for it, see Assign
-	cut      bool              // an earlier fdbridged has ended while it retrieved sessions
-	earlier  map[string]bool   // the sessions that an earlier fdbridged has retrieved
-	adopted  []notify.Passed   // what is not assigned: the index is not read, or knows it not
-	missing  map[string]error  // by unit: why something of it cannot be had
-	unknown  error             // why it is not known what is held; nil when it is
-	tried    chan struct{}     // closed when unknown will not change any more
-	patience time.Time         // until when it is worth while to wait for that
+	kept     map[string]*fd.FD  // by their names in the store
+	held     []*holding         // in the order of the index
+	opened   map[string]*opened // by the kernel's name of the session
+	begun    map[string]string  // the invocations in begun deliveries' marks, by hash
+	done     map[string]bool    // the names of the marks of parcels that are done
+	assigned map[string]string  // by unit: who is to have what is held for it, see Assign
+	cut      bool               // an earlier fdbridged has ended while it retrieved sessions
+	earlier  map[string]bool    // the sessions that an earlier fdbridged has retrieved
+	adopted  []notify.Passed    // what is not assigned: the index is not read, or knows it not
+	missing  map[string]error   // by unit, or a service's session: why something of it cannot be had
+	unknown  error              // why it is not known what is held; nil when it is
+	tried    chan struct{}      // closed when unknown will not change any more
+	patience time.Time          // until when it is worth while to wait for that
 	problems []string
 	outcome  map[string]string // by unit: what Unit.Outcome of package wire says
 	restored span              // when the sessions were retrieved; zero if an earlier fdbridged did it
@@ -254,11 +256,15 @@ func (h *Holder) Close() error {
 	for _, f := range h.kept {
 		failed = append(failed, f.Close())
 	}
+	for _, o := range h.opened {
+		failed = append(failed, o.session.Close())
+	}
 	for _, p := range h.adopted {
 		failed = append(failed, p.FD.Close())
 	}
 	clear(h.sessions)
 	clear(h.kept)
+	clear(h.opened)
 	h.adopted = nil
 	return errors.Join(failed...)
 }

@@ -60,20 +60,27 @@ func (s *Server) rightful(ctx context.Context, unit string, p *holding) error {
 			return err
 		}
 	}
+	differ, err := s.changes(ctx, unit, &m.Identity)
+	if err == nil && differ != "" {
+		err = fmt.Errorf("it is not the unit that it was before the live update: %s; if it is to have what is held nevertheless, "+
+			"\"fdbridgectl deliver %s --as %s\" gives it that when it is started next", differ, p.Unit, unit)
+	}
+	return err
+}
+
+// changes says what of a unit has to be as it was before the live update, and is not;
+// empty when nothing.
+func (s *Server) changes(ctx context.Context, unit string, was *kho.Identity) (string, error) {
 	facts, loaded := s.Facts(unit)
 	now := &kho.Identity{Fragment: facts.Fragment, User: facts.User, Group: facts.Group}
 	if !loaded {
 		id, err := s.PID1.Identity(ctx, unit)
 		if err != nil {
-			return err
+			return "", err
 		}
 		now = &kho.Identity{Fragment: id.FragmentPath, User: id.User, Group: id.Group}
 	}
-	if differ := differences(facts, &m.Identity, now); len(differ) > 0 {
-		return fmt.Errorf("it is not the unit that it was before the live update: %s; if it is to have what is held nevertheless, "+
-			"\"fdbridgectl deliver %s --as %s\" gives it that when it is started next", strings.Join(differ, ", "), p.Unit, unit)
-	}
-	return nil
+	return strings.Join(differences(facts, was, now), ", "), nil
 }
 
 // renamed returns why a unit cannot have had a name before: a unit of that name

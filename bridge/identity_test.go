@@ -78,12 +78,6 @@ func held(t *testing.T, change func(u *unit)) (*world, *daemon) {
 	return w, w.daemon()
 }
 
-// daemon starts an fdbridged as systemd does.
-func (w *world) daemon() *daemon {
-	w.t.Helper()
-	return (&updated{world: w}).serveOwn()
-}
-
 // refused demands that a unit gets nothing, that all is held on for a.service,
 // and that this is a problem that says what it is to, with the process in the log.
 func (w *world) refused(d *daemon, unit string, says ...string) {

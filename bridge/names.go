@@ -27,12 +27,14 @@ import (
 //	d-HASH             the parcel is done, though the session of its manifest lives
 //	                   on for others
 //	a-HASH             an administrator's word for whom what is held for a unit is
+//	o-HASH             a session that a service has opened
+//	l-HASH             its label, which says whose it is: see kho.Service
 //	retrieving         not all sessions that were handed over are in this store yet
 //
 // HASH is of the session's name, of the place of a parcel's manifest, or, with a-,
-// of the unit's name. PID 1 takes no open file twice, so each of the last four,
-// which are marks, is a memfd of its own. It is empty, but for a-, which has the
-// names of both units in it.
+// of the unit's name. PID 1 takes no open file twice, so each of the marks, b-, d-, a-
+// and retrieving, is a memfd of its own. It is empty, but for a-, which has the names
+// of both units in it.
 const (
 	indexName      = "index"
 	sessionPrefix  = "s-"
@@ -40,6 +42,8 @@ const (
 	begunPrefix    = "b-"
 	donePrefix     = "d-"
 	assignedPrefix = "a-"
+	openPrefix     = "o-"
+	labelPrefix    = "l-"
 
 	retrievingName = "retrieving"
 )

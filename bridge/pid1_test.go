@@ -16,6 +16,7 @@ import (
 	"github.com/fdbridge/fdbridge/bridge"
 	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
+	"github.com/fdbridge/fdbridge/session"
 	"github.com/fdbridge/fdbridge/units"
 	"github.com/fdbridge/fdbridge/units/generator"
 	"github.com/fdbridge/fdbridge/units/notify"
@@ -28,6 +29,7 @@ func TestMain(m *testing.M) { fdtest.Main(m) }
 // Duplicator finds the files.
 type manager struct {
 	t      testing.TB
+	kernel session.Kernel // which knows what is a session
 	mu     sync.Mutex
 	units  map[string]*unit
 	number int // the highest fd that was stored
@@ -182,6 +184,9 @@ func (m *manager) store(name string) (units.Store, error) {
 		if err != nil {
 			return store, err
 		}
+		if name, err := session.Adopt(m.kernel, e.FD).Name(); err == nil {
+			link, st.Mode = "anon_inode:[luo_session] "+name, 0
+		}
 		if e.Name == ownSession {
 			link, st.Mode = "anon_inode:[luo_session] it", 0
 		}
@@ -190,6 +195,11 @@ func (m *manager) store(name string) (units.Store, error) {
 		})
 	}
 	return store, m.err
+}
+
+func (m *manager) Store(_ context.Context, name string) (*units.Store, error) {
+	store, err := m.store(name)
+	return &store, err
 }
 
 func (m *manager) OptedIn(_ context.Context, _ []string) ([]units.Store, error) {
@@ -217,7 +227,7 @@ func (m *manager) Stored(_ context.Context, names []string) (map[string]int, err
 			continue
 		}
 		for _, p := range m.units[name].store {
-			if p.Name != ownSession {
+			if _, err := session.Adopt(m.kernel, p.FD).Name(); err != nil && p.Name != ownSession {
 				stored[name]++
 			}
 		}
@@ -248,6 +258,13 @@ func (m *manager) setMax(unit string, n uint32) {
 	m.units[unit].max = n
 }
 
+// setUser sets a unit's User=; empty for the one that all have.
+func (m *manager) setUser(unit, user string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.units[unit].identity.User = user
+}
+
 // duplicator is a real one, but for sessions: those of a fake kernel cannot be
 // told by their links.
 type duplicator struct {
@@ -272,8 +289,10 @@ func (d duplicator) Dup(entries []units.Entry) ([]*units.File, []error) {
 
 func (d duplicator) Sessions() ([]*fd.FD, error) {
 	var list []*fd.FD
-	for _, p := range d.m.passed(bridge.OwnUnit) {
-		list = append(list, p.FD)
+	for unit := range d.m.units {
+		for _, p := range d.m.passed(unit) {
+			list = append(list, p.FD)
+		}
 	}
 	return list, nil
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -106,6 +107,9 @@ func (p *Preserved) Summary() string {
 	for _, u := range p.Index.Units {
 		units, entries = units+min(len(u.Sessions), 1), entries+u.Entries
 	}
+	if n := len(p.Index.Services); n > 0 {
+		return fmt.Sprintf("Preserved %d fds of %d units, and %d sessions of services.", entries, units, n)
+	}
 	return fmt.Sprintf("Preserved %d fds of %d units.", entries, units)
 }
 
@@ -205,7 +209,14 @@ func (p *Preserver) fill(ctx context.Context, done *Preserved) (index *session.S
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = found.duplicator.Close() }() // it was only read from
+	defer found.close()
+	services, lost, err := p.services(found, done)
+	if err == nil {
+		err = p.require(lost)
+	}
+	if err != nil {
+		return nil, err
+	}
 	var held []*parcel
 	var rescued []string
 	if found.own != nil {
@@ -225,7 +236,8 @@ func (p *Preserver) fill(ctx context.Context, done *Preserved) (index *session.S
 		packer.pack(parcel)
 	}
 	list, err := packer.finish(held)
-	done.Index.Units = append(done.Index.Units, list...)
+	done.Index.Units = slices.Concat(done.Index.Units, list, lost)
+	done.Index.Services = services
 	if found.shared {
 		done.finished, done.rescued = found.finished(), rescued
 	}

@@ -39,7 +39,8 @@ func (h *Holder) Restore(ctx context.Context, passed []notify.Passed) {
 	h.begun, h.done, h.missing = map[string]string{}, map[string]bool{}, map[string]error{}
 	h.assigned = map[string]string{}
 	h.tried, h.patience = make(chan struct{}), time.Now().Add(unknownPatience)
-	h.adopt(passed)
+	h.opened, h.opening = map[string]*opened{}, make(chan struct{}, 1)
+	h.adopt(h.adoptOpened(passed))
 	h.mu.Unlock()
 	if err := h.rescue(ctx); err != nil {
 		h.Problem("What a live update that was called off had taken apart cannot be taken over: %v", err)
@@ -230,21 +231,32 @@ func (h *Holder) fetchIndex(device *session.Device) (found bool, err error) {
 func (h *Holder) fetchAll(device *session.Device, again bool) {
 	for _, u := range h.index.Units {
 		for _, name := range u.Sessions {
-			if h.sessions[name] != nil || h.earlier[name] {
-				continue
-			}
-			err := h.fetch(device, name)
-			// Sessions that were finished before a restart are gone, or a
-			// client that was given one is about to close it.
-			if again && (errors.Is(err, session.ErrNoSession) || errors.Is(err, session.ErrRetrieved)) {
-				continue
-			}
-			if err != nil {
+			if err := h.fetchNew(device, name, again); err != nil {
 				h.missing[u.Unit] = err
 				h.problem("%s: Its fds cannot be restored: %v", u.Unit, err)
 			}
 		}
 	}
+	for _, s := range h.index.Services {
+		if err := h.fetchNew(device, s.Session, again); err != nil {
+			h.missing[s.Session] = err
+			h.problem("%s: Its session %q cannot be restored: %v", s.Unit, s.Name, err)
+		}
+	}
+}
+
+// fetchNew is fetch for a session that is not there yet.
+func (h *Holder) fetchNew(device *session.Device, name string, again bool) error {
+	if h.sessions[name] != nil || h.earlier[name] {
+		return nil
+	}
+	err := h.fetch(device, name)
+	// Sessions that were finished before a restart are gone, or a client that
+	// was given one is about to close it.
+	if again && (errors.Is(err, session.ErrNoSession) || errors.Is(err, session.ErrRetrieved)) {
+		return nil
+	}
+	return err
 }
 
 // errCut says that a session was lost: it is finished when it is closed, as the
@@ -292,6 +304,9 @@ func (h *Holder) sort() (adopted map[string]bool) {
 		for _, name := range u.Sessions {
 			sessions[sessionName(name)] = name
 		}
+	}
+	for _, s := range h.index.Services {
+		sessions[sessionName(s.Session)] = s.Session
 	}
 	adopted = map[string]bool{}
 	rest := h.adopted[:0]

@@ -38,6 +38,7 @@ type PID1 interface {
 	Idle(ctx context.Context, units []string) (map[string]bool, error)
 	OptedIn(ctx context.Context, units []string) ([]units.Store, error)
 	Identity(ctx context.Context, unit string) (units.Identity, error)
+	Store(ctx context.Context, unit string) (*units.Store, error)
 }
 
 // Server serves fdbridge's local socket.
@@ -62,11 +63,12 @@ type Server struct {
 	Machine wire.Status
 	Log     *journal.Log
 
-	mu    sync.Mutex
-	turns map[string]chan struct{} // by unit: holds a value while it has a delivery
-	idle  map[string]bool          // units that were not started since Begin
-	slots chan struct{}            // as many as there may be deliveries at a time
-	took  map[string]time.Duration // by unit: how long its delivery took
+	mu     sync.Mutex
+	turns  map[string]chan struct{} // by unit: holds a value while it has a delivery
+	idle   map[string]bool          // units that were not started since Begin
+	slots  chan struct{}            // as many as there may be deliveries at a time
+	took   map[string]time.Duration // by unit: how long its delivery took
+	visits map[string]int           // by unit: its connections to ServeSessions
 }
 
 // NewServer returns a Server whose fields are to be set.
@@ -77,7 +79,7 @@ type Server struct {
 func NewServer() *Server {
 	return &Server{
 		turns: map[string]chan struct{}{}, slots: make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
-		took: map[string]time.Duration{},
+		took: map[string]time.Duration{}, visits: map[string]int{},
 	}
 }
 
@@ -97,6 +99,11 @@ func (s *Server) Begin(ctx context.Context) error {
 // are open then. When ctx ends, those to whom something was granted have eight
 // seconds left, and the others none: they will find the next fdbridged.
 func (s *Server) Serve(ctx context.Context, listener *wire.Listener) error {
+	return s.serveAll(ctx, listener, s.serve)
+}
+
+// serveAll serves each connection with serve.
+func (s *Server) serveAll(ctx context.Context, listener *wire.Listener, serve func(context.Context, *wire.Conn) error) error {
 	var conns sync.WaitGroup
 	defer conns.Wait()
 	room := make(chan struct{}, maxConns)
@@ -113,7 +120,7 @@ func (s *Server) Serve(ctx context.Context, listener *wire.Listener) error {
 			defer func() { <-room }()
 			stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now().Add(stopTimeout)) })
 			defer stop()
-			if err := s.serve(ctx, conn); err != nil {
+			if err := serve(ctx, conn); err != nil {
 				s.Log.Warning("A request of %s on the socket failed: %v", peerName(conn), err)
 			}
 			_ = conn.Close() // whatever there was to say has been said
@@ -154,6 +161,8 @@ func (s *Server) serve(ctx context.Context, conn *wire.Conn) error {
 		return s.deliverAs(ctx, conn, &request)
 	case wire.OpWatch:
 		return s.watch(ctx, conn)
+	case wire.OpLUOSession, wire.OpDoneSession:
+		return s.ownSession(ctx, conn, &request)
 	}
 	err = fmt.Errorf("there is no operation %.32q", request.Op)
 	return errors.Join(err, conn.Send(wire.Answer{Error: err.Error()}, nil))

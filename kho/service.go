@@ -16,6 +16,11 @@ const (
 	servicePrefix = IndexSession + "/"
 
 	labelFormat = "fdbridge.service"
+
+	// maxService is how long the name of a service's session can be. Kernels
+	// before 7.2 tell it in the link of its descriptor alone, which has room for
+	// 63 bytes (dynamic_dname in fs/d_path.c), 25 of which stand before it.
+	maxService = 38
 )
 
 // Service is a session that a service preserves files in by itself. An index lists
@@ -34,19 +39,19 @@ func NewService(unit, name string, identity Identity) Service {
 }
 
 // ServiceSession returns the name in the kernel of the session that unit calls
-// name: "fdbridge/UNIT/NAME". One that would be longer than the 63 bytes that the
-// kernel allows is cut and ends in "~" and the first 16 hexadecimal digits of the
+// name: "fdbridge/UNIT/NAME". One that would be longer than the 38 bytes that every
+// kernel shows is cut and ends in "~" and the first 16 hexadecimal digits of the
 // SHA-256 of "UNIT/NAME", and so does one with a "~" in it, cut or not. No unit
 // has a "/" in its name, so that no two sessions share one, and none of them is
 // that of a unit's store: see SessionName.
 func ServiceSession(unit, name string) string {
 	full := unit + "/" + name
 	session := servicePrefix + full
-	if len(session) <= maxSession && !strings.Contains(name, "~") {
+	if len(session) <= maxService && !strings.Contains(name, "~") {
 		return session
 	}
 	sum := sha256.Sum256([]byte(full))
-	return session[:min(len(session), maxSession-1-hashDigits)] + "~" + hex.EncodeToString(sum[:])[:hashDigits]
+	return session[:min(len(session), maxService-1-hashDigits)] + "~" + hex.EncodeToString(sum[:])[:hashDigits]
 }
 
 // IsServiceSession reports whether a session of this name is a service's, made by

@@ -15,18 +15,18 @@ func TestServiceSessionsOfTwoNeverShareAName(t *testing.T) {
 	cut := ServiceSession("a.service", strings.Repeat("n", 100))
 	tests := []struct{ name, unit, session, want string }{
 		{"short", "vm.service", "guest", "fdbridge/vm.service/guest"},
-		{"just fits", "vm.service", strings.Repeat("n", 43), "fdbridge/vm.service/" + strings.Repeat("n", 43)},
+		{"just fits", "vm.service", strings.Repeat("n", 18), "fdbridge/vm.service/" + strings.Repeat("n", 18)},
 		// printf 'vm.service/nnn…' | sha256sum
-		{"one too long", "vm.service", strings.Repeat("n", 44), "fdbridge/vm.service/" + strings.Repeat("n", 26) + "~7605a7d33d412b5e"},
-		{"a long unit", long, "a", "fdbridge/" + strings.Repeat("u", 37) + "~8c4df45016209e31"},
-		{"the same unit again", long, "b", "fdbridge/" + strings.Repeat("u", 37) + "~b238e222be720cd4"},
-		{"a name like a cut one", "a.service", strings.TrimPrefix(cut, "fdbridge/a.service/"), "fdbridge/a.service/nnnnnnnnnnnnnnnnnnnnnnnnnnn~"},
+		{"one too long", "vm.service", strings.Repeat("n", 19), "fdbridge/vm.service/n~c7ff5a8a8d96e3bb"},
+		{"a long unit", long, "a", "fdbridge/" + strings.Repeat("u", 12) + "~8c4df45016209e31"},
+		{"the same unit again", long, "b", "fdbridge/" + strings.Repeat("u", 12) + "~b238e222be720cd4"},
+		{"a name like a cut one", "a.service", strings.TrimPrefix(cut, "fdbridge/a.service/"), "fdbridge/a.service/nn~"},
 	}
 	seen := map[string]string{cut: "the cut one"}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			got := ServiceSession(tt.unit, tt.session)
-			if !strings.HasPrefix(got, tt.want) || len(got) > maxSession {
+			if !strings.HasPrefix(got, tt.want) || len(got) > maxService {
 				t.Errorf("ServiceSession = %q (%d bytes), want %q", got, len(got), tt.want)
 			}
 			if other := seen[got]; other != "" {

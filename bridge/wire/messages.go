@@ -181,7 +181,7 @@ type Session struct {
 	// Error says why there is no session, or why it is not done.
 	Error string `json:"error,omitempty"`
 	// Unit is the unit that the process belongs to, and Session is what the
-	// kernel calls the session.
+	// kernel calls the session: empty when none has come that could be claimed.
 	Unit    string `json:"unit,omitempty"`
 	Session string `json:"session,omitempty"`
 	// Came goes with OpLUOSession: the session has come through a live update.

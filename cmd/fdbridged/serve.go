@@ -43,7 +43,7 @@ func serve(ctx context.Context) error {
 		return err
 	}
 	// Who comes early waits in the queue.
-	listener, err := wire.Listen(wire.Path)
+	sockets, err := listen()
 	if err != nil {
 		return err
 	}
@@ -59,14 +59,31 @@ func serve(ctx context.Context) error {
 		log.Warning("Units will start more slowly: %v", err)
 	}
 	if err := socket.Ready(statusLine(holder)); err != nil {
-		return errors.Join(err, listener.Close())
+		return errors.Join(err, sockets.close())
 	}
-	return run(ctx, server, pinner, listener, settings.HoldTimeout, log)
+	return run(ctx, server, pinner, sockets, settings.HoldTimeout, log)
 }
 
-// run serves the socket, pins units, and goes on to restore what could not be
+// sockets are where fdbridged listens: for root, and for services.
+type sockets struct{ root, services *wire.Listener }
+
+func listen() (*sockets, error) {
+	root, err := wire.Listen(wire.Path)
+	if err != nil {
+		return nil, err
+	}
+	services, err := wire.ListenToAll(wire.SessionsPath)
+	if err != nil {
+		return nil, errors.Join(err, root.Close())
+	}
+	return &sockets{root, services}, nil
+}
+
+func (s *sockets) close() error { return errors.Join(s.root.Close(), s.services.Close()) }
+
+// run serves the sockets, pins units, and goes on to restore what could not be
 // restored at once, until ctx ends.
-func run(ctx context.Context, server *bridge.Server, pinner *bridge.Pinner, listener *wire.Listener, holdTimeout time.Duration, log *journal.Log) error {
+func run(ctx context.Context, server *bridge.Server, pinner *bridge.Pinner, sockets *sockets, holdTimeout time.Duration, log *journal.Log) error {
 	var running sync.WaitGroup
 	defer running.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -88,16 +105,21 @@ func run(ctx context.Context, server *bridge.Server, pinner *bridge.Pinner, list
 		}
 	})
 	stop := context.AfterFunc(ctx, func() {
-		if err := listener.Remove(); err != nil {
+		if err := errors.Join(sockets.root.Remove(), sockets.services.Remove()); err != nil {
 			log.Warning("Units that start now will wait for a fdbridged for a while: %v", err)
 		}
-		_ = listener.Close()
+		_ = sockets.close()
 		if watcher != nil {
 			_ = watcher.Close()
 		}
 	})
 	defer stop()
-	return server.Serve(ctx, listener)
+	running.Go(func() {
+		if err := server.ServeSessions(ctx, sockets.services); err != nil {
+			log.Err("Services cannot have sessions of their own any more: %v", err)
+		}
+	})
+	return server.Serve(ctx, sockets.root)
 }
 
 func newHolder(socket *notify.Socket, reader *units.Reader, log *journal.Log) *bridge.Holder {

@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/fdbridge/fdbridge/bridge/wire"
+	"github.com/fdbridge/fdbridge/internal/fd"
+	"github.com/fdbridge/fdbridge/kho"
+	"github.com/fdbridge/fdbridge/session"
+	"github.com/fdbridge/fdbridge/units/notify"
+)
+
+// opened is a session that a service has opened, for the next live update.
+type opened struct {
+	kho.Service
+	session *session.Session
+}
+
+// adoptOpened takes over the sessions that services have opened, each with its
+// label, and returns what else was passed. A label is stored before its session, so
+// that one alone is what a crash has left of an answer that nobody got.
+func (h *Holder) adoptOpened(passed []notify.Passed) (rest []notify.Passed) {
+	sessions, labels := map[string]*fd.FD{}, map[string]*fd.FD{}
+	for _, p := range passed {
+		into, hash := sessions, ""
+		if after, ok := strings.CutPrefix(p.Name, openPrefix); ok {
+			hash = after
+		} else if after, ok := strings.CutPrefix(p.Name, labelPrefix); ok {
+			into, hash = labels, after
+		}
+		if hash == "" || into[hash] != nil {
+			rest = append(rest, p)
+			continue
+		}
+		into[hash] = p.FD
+	}
+	for hash, label := range labels {
+		s, err := kho.ReadService(label)
+		_ = label.Close() // the store has its own
+		switch {
+		case sessions[hash] == nil:
+			h.remains(h.Keeper.Remove(labelPrefix + hash))
+		case err == nil && storeHash(s.Session) == hash:
+			h.opened[s.Session] = &opened{*s, session.Adopt(h.Kernel, sessions[hash])}
+			delete(sessions, hash)
+		}
+	}
+	for hash, f := range sessions {
+		h.problem("Whose the session %q in fdbridged's store is cannot be told, and it is left there", openPrefix+hash)
+		_ = f.Close() // as above
+	}
+	return rest
+}
+
+// What a service can be answered with, beside errors of the kernel and of PID 1.
+var (
+	errNotDone = errors.New("it came through the last live update, and is to be claimed, and done with, before it can be opened again")
+	errTooMany = fmt.Errorf("the unit has %d sessions, and no unit may have more", wire.MaxSessions)
+	errHeld    = errors.New("the unit has a session of this name already, in its fd store or in one of its processes")
+)
+
+// openSession returns a duplicate of the session that a unit has opened under this name,
+// and opens it when there is none. The caller owns it. When it is returned, PID 1
+// has it in fdbridged's store.
+func (h *Holder) openSession(ctx context.Context, s kho.Service) (*fd.FD, error) {
+	if err := h.Known(ctx, ""); err != nil {
+		return nil, err
+	}
+	done, err := h.openTurn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	h.mu.Lock()
+	o, came, n := h.opened[s.Session], h.sessions[s.Session] != nil, h.countSessions(s.Unit)
+	h.mu.Unlock()
+	switch {
+	case o != nil:
+		return o.session.FD().Dup()
+	case came:
+		return nil, errNotDone
+	case n >= wire.MaxSessions:
+		return nil, errTooMany
+	}
+	made, err := h.create(ctx, s.Session)
+	if err != nil {
+		return nil, err
+	}
+	f, err := made.FD().Dup()
+	if err == nil {
+		err = h.keepOpened(s, made)
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, errors.Join(err, made.Close())
+	}
+	return f, nil
+}
+
+// newSession makes a session that the caller is to keep, and owns.
+func (h *Holder) newSession(ctx context.Context, name string) (*fd.FD, error) {
+	done, err := h.openTurn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	h.mu.Lock()
+	o := h.opened[name]
+	h.mu.Unlock()
+	if o != nil { // at run time, and asked for by its directive since
+		return o.session.FD().Dup()
+	}
+	made, err := h.create(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	return made.FD(), nil
+}
+
+// openTurn waits until no other session is being opened, and returns what ends the
+// turn: the device has one opener.
+func (h *Holder) openTurn(ctx context.Context) (done func(), err error) {
+	select {
+	case h.opening <- struct{}{}:
+		return func() { <-h.opening }, nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("other sessions are being opened: %w", context.Cause(ctx))
+	}
+}
+
+// create makes an outgoing session; the caller owns it, and has the turn.
+func (h *Holder) create(ctx context.Context, name string) (*session.Session, error) {
+	ctx, stop := context.WithTimeout(ctx, deviceTimeout)
+	defer stop()
+	device, err := session.OpenWait(ctx, h.Kernel, h.Device)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = device.Close() }() // sessions live on without it
+	made, err := device.Create(name)
+	if errors.Is(err, session.ErrExist) {
+		err = errHeld
+	}
+	return made, err
+}
+
+// keepOpened keeps a session that a service has opened, in fdbridged's store too.
+func (h *Holder) keepOpened(s kho.Service, made *session.Session) error {
+	label, err := s.Memfd()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = label.Close() }() // the store has its own
+	hash := storeHash(s.Session)
+	err = h.Keeper.Store(labelPrefix+hash, label)
+	if err == nil {
+		err = h.Keeper.Store(openPrefix+hash, made.FD())
+	}
+	if err == nil {
+		err = h.Keeper.Barrier()
+	}
+	if err != nil {
+		return errors.Join(err, h.Keeper.Remove(openPrefix+hash), h.Keeper.Remove(labelPrefix+hash))
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.opened[s.Session] = &opened{s, made}
+	return nil
+}
+
+// countSessions counts a unit's sessions; the caller has h.mu.
+func (h *Holder) countSessions(unit string) (n int) {
+	for _, o := range h.opened {
+		if o.Unit == unit {
+			n++
+		}
+	}
+	for _, s := range h.cameFor(unit) {
+		if h.sessions[s.Session] != nil {
+			n++
+		}
+	}
+	return n
+}
+
+// cameFor returns the sessions of a unit that came, finished or not.
+func (h *Holder) cameFor(unit string) []kho.Service {
+	if h.index == nil {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(h.index.Services), func(s kho.Service) bool { return s.Unit != unit })
+}
+
+// claim returns a duplicate of a session that came, as it is in the index; nil
+// when none is held. The caller owns the duplicate.
+func (h *Holder) claim(unit, name string) (*kho.Service, *fd.FD, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, s := range h.cameFor(unit) {
+		if held := h.sessions[s.Session]; s.Name == name && held != nil {
+			f, err := held.FD().Dup()
+			return &s, f, err
+		}
+	}
+	return nil, nil, nil
+}
+
+// lost tells whether a session that was to come can never be had.
+func (h *Holder) lost(name string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.unknown == nil && h.missing[name] != nil
+}
+
+// endSession lets go of a session that came, or was opened, if there is one.
+func (h *Holder) endSession(name string) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.sessions[name] != nil {
+		h.forget(name)
+		return nil
+	}
+	o := h.opened[name]
+	if o == nil {
+		return nil // it was ended before the connection broke
+	}
+	hash := storeHash(name)
+	err := h.Keeper.Remove(openPrefix + hash)
+	if err == nil {
+		err = h.Keeper.Remove(labelPrefix + hash)
+	}
+	if err != nil {
+		return err
+	}
+	delete(h.opened, name)
+	return o.session.Close()
+}
+
+// dropServices lets go of the sessions of a unit that came, and returns how many
+// there were.
+func (h *Holder) dropServices(unit string) (n int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, s := range h.cameFor(unit) {
+		if h.sessions[s.Session] != nil {
+			h.forget(s.Session)
+			n++
+		}
+	}
+	return n
+}

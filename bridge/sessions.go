@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/fdbridge/fdbridge/bridge/wire"
+	"github.com/fdbridge/fdbridge/internal/fd"
+	"github.com/fdbridge/fdbridge/kho"
+	"github.com/fdbridge/fdbridge/units"
+)
+
+const (
+	// serviceTimeout bounds how long a service may take to say what it wants,
+	// and to take its answer.
+	serviceTimeout = 5 * time.Second
+	// maxVisits bounds how many connections of one unit are served at a time, so
+	// that it leaves room for the others. A further one is closed at once.
+	maxVisits = 16
+)
+
+// ServeSessions is Serve for what services of any user ask: see wire.SessionsPath.
+// They have their connections beside those of Serve.
+func (s *Server) ServeSessions(ctx context.Context, listener *wire.Listener) error {
+	return s.serveAll(ctx, listener, s.serveService)
+}
+
+// serveService serves one connection of a service.
+func (s *Server) serveService(ctx context.Context, conn *wire.Conn) error {
+	if err := limit(ctx, conn, serviceTimeout); err != nil {
+		return err
+	}
+	unit, unknown := s.peerUnit(conn)
+	leave, ok := s.visit(unit)
+	if !ok {
+		return nil
+	}
+	defer leave()
+	var request wire.Request
+	stray, err := conn.Receive(&request)
+	_ = stray.Close() // no request has an fd with it
+	if err != nil {
+		return fmt.Errorf("%s: %w", unit, err)
+	}
+	if unknown != nil {
+		return errors.Join(unknown, conn.Send(wire.Session{Error: unknown.Error()}, nil))
+	}
+	switch request.Op {
+	case wire.OpOpenSession, wire.OpClaimSession, wire.OpDoneSession:
+		return s.session(ctx, conn, unit, &request)
+	}
+	return conn.Send(wire.Session{Error: fmt.Sprintf("there is no operation %q for services", request.Op)}, nil)
+}
+
+// visit counts a connection of a unit, and returns what ends it; not ok when there
+// are too many.
+func (s *Server) visit(unit string) (leave func(), ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.visits[unit] >= maxVisits {
+		return nil, false
+	}
+	s.visits[unit]++
+	return func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if s.visits[unit]--; s.visits[unit] == 0 {
+			delete(s.visits, unit)
+		}
+	}, true
+}
+
+// ownSession is session for a peer whose unit is to be found out.
+func (s *Server) ownSession(ctx context.Context, conn *wire.Conn, request *wire.Request) error {
+	unit, err := s.peerUnit(conn)
+	if err != nil {
+		return errors.Join(err, conn.Send(wire.Session{Error: err.Error()}, nil))
+	}
+	return s.session(ctx, conn, unit, request)
+}
+
+// session answers a request about a session of the peer's unit.
+func (s *Server) session(ctx context.Context, conn *wire.Conn, unit string, request *wire.Request) error {
+	waiting, stop := context.WithTimeout(ctx, grantTimeout)
+	defer stop()
+	answer := wire.Session{Unit: unit}
+	f, err := s.answerSession(waiting, unit, request, &answer)
+	defer func() { _ = f.Close() }() // the peer has its own
+	if err != nil {
+		answer = wire.Session{Unit: unit, Error: oneSentence(err)}
+		s.Log.Warning("%s: %s of the session %q is refused: %s", unit, request.Op, request.Name, answer.Error)
+	}
+	if err := limit(ctx, conn, serviceTimeout); err != nil {
+		return err
+	}
+	return conn.Send(answer, f)
+}
+
+// oneSentence keeps an error of several within a line.
+func oneSentence(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+
+// answerSession fills in the answer, and returns what goes with it.
+func (s *Server) answerSession(ctx context.Context, unit string, request *wire.Request, answer *wire.Session) (f *fd.FD, err error) {
+	if err := kho.CheckServiceName(request.Name); err != nil {
+		return nil, err
+	}
+	answer.Session = kho.ServiceSession(unit, request.Name)
+	if request.Op == wire.OpDoneSession {
+		return nil, s.Holder.endSession(answer.Session)
+	}
+	store, err := s.PID1.Store(ctx, unit)
+	if err != nil {
+		return nil, err
+	}
+	switch request.Op {
+	case wire.OpOpenSession:
+		return s.openSession(ctx, store, request.Name)
+	case wire.OpClaimSession:
+		if f, err = s.claimSession(ctx, store, request.Name); f == nil {
+			answer.Session = ""
+		}
+		return f, err
+	}
+	return s.luoSession(ctx, store, request.Name, answer)
+}
+
+// openSession opens a session, or finds the one that is open. The opt-in is the
+// administrator's word that the unit may have its files kept; it also orders the
+// unit after fdbridged.
+func (s *Server) openSession(ctx context.Context, store *units.Store, name string) (*fd.FD, error) {
+	switch {
+	case s.Excluded(store.Unit):
+		return nil, fmt.Errorf("%s is left alone, as Exclude= of fdbridge.conf or Preserve=no says", store.Unit)
+	case !store.OptedIn():
+		return nil, fmt.Errorf("%s has not opted in, which takes FileDescriptorStoreMax= above zero and FileDescriptorStorePreserve=yes", store.Unit)
+	}
+	return s.Holder.openSession(ctx, kho.NewService(store.Unit, name, identityOf(store)))
+}
+
+// claimSession returns a session that came for a unit; nil when there is none.
+func (s *Server) claimSession(ctx context.Context, store *units.Store, name string) (*fd.FD, error) {
+	service, f, err := s.Holder.claim(store.Unit, name)
+	if err != nil {
+		return nil, err
+	}
+	if f == nil {
+		if err := s.Holder.Known(ctx, kho.ServiceSession(store.Unit, name)); err != nil {
+			return nil, err
+		}
+		// It may have come while this one waited.
+		if service, f, err = s.Holder.claim(store.Unit, name); f == nil || err != nil {
+			return nil, err
+		}
+	}
+	differ, err := s.changes(ctx, store.Unit, &service.Identity)
+	if err == nil && differ != "" {
+		err = fmt.Errorf("%s is not the unit that it was before the live update: %s; \"fdbridgectl drop %s\" lets go of the session",
+			store.Unit, differ, store.Unit)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// luoSession answers OpLUOSession as systemd 262 does what the directive says
+// (service_setup_luo_sessions in src/core/service.c): what the unit's store has
+// under that name it keeps, and else it gets what came, or else a new one.
+func (s *Server) luoSession(ctx context.Context, store *units.Store, name string, answer *wire.Session) (*fd.FD, error) {
+	for i := range store.Entries {
+		if e := &store.Entries[i]; e.Name == name && e.Session() {
+			return nil, nil
+		}
+	}
+	f, err := s.claimSession(ctx, store, name)
+	answer.Came = f != nil
+	if f != nil || err != nil && !s.Holder.lost(answer.Session) {
+		return f, err
+	}
+	return s.Holder.newSession(ctx, answer.Session)
+}
+
+// dropSessions lets go of what came for a unit, and tells whether there was anything.
+func (s *Server) dropSessions(unit string) bool {
+	n := s.Holder.dropServices(unit)
+	if n > 0 {
+		s.Log.Info("%s: Dropped %d sessions of its own.", unit, n)
+	}
+	return n > 0
+}
+
+// identityOf is who a unit is.
+func identityOf(store *units.Store) kho.Identity {
+	return kho.Identity{Fragment: store.FragmentPath, User: store.User, Group: store.Group}
+}

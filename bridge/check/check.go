@@ -12,7 +12,9 @@ import (
 	"time"
 
 	"github.com/fdbridge/fdbridge/bridge"
+	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/kho"
+	"github.com/fdbridge/fdbridge/session"
 	"github.com/fdbridge/fdbridge/units"
 )
 
@@ -36,7 +38,8 @@ type Result struct {
 	// CalledOff says that the live update would be called off because of what
 	// would be lost: see Required in Unit.
 	CalledOff bool `json:"called_off"`
-	// Units are those that have opted in and have something stored, by name.
+	// Units are those that have opted in and have something stored, by name, and
+	// those that are not done with a session of their own.
 	Units    []Unit    `json:"units"`
 	Problems []Problem `json:"problems"`
 	Kernel   Kernel    `json:"kernel"`
@@ -136,6 +139,7 @@ type Stores interface {
 // Duplicator duplicates fds that PID 1 holds; units.Duplicator does it.
 type Duplicator interface {
 	Dup(entries []units.Entry) ([]*units.File, []error)
+	Sessions() ([]*fd.FD, error)
 	Close() error
 }
 
@@ -145,6 +149,7 @@ type Duplicator interface {
 type Checker struct {
 	Stores     Stores
 	Duplicator func() (Duplicator, error)
+	Kernel     session.Kernel // which is asked for the names of sessions
 	// State asks PID 1 for the state of a unit; units.Reader's does.
 	State    func(ctx context.Context, unit string) (units.State, error)
 	Excluded func(unit string) bool // as bridge.Preserver has it

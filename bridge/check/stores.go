@@ -6,9 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/fdbridge/fdbridge/bridge"
 	"github.com/fdbridge/fdbridge/kho"
 	"github.com/fdbridge/fdbridge/session"
 	"github.com/fdbridge/fdbridge/units"
@@ -17,7 +20,11 @@ import (
 // stores looks at what is stored.
 func (c *Checker) stores(ctx context.Context, found *Result) error {
 	var list []*units.Store
+	var own *units.Store // fdbridged's
 	err := c.Stores.EachStore(ctx, func(s *units.Store) {
+		if s.Unit == bridge.OwnUnit {
+			own = s
+		}
 		switch {
 		case c.Excluded(s.Unit):
 		case s.OptedIn():
@@ -43,15 +50,45 @@ func (c *Checker) stores(ctx context.Context, found *Result) error {
 		return nil
 	}
 	defer func() { _ = duplicator.Close() }() // it was only read from
-	seen := map[inode]bool{}
+	look := looking{found: found, duplicator: duplicator, seen: map[inode]bool{}, carries: carries}
+	if look.sessions, err = bridge.OpenSessions(c.Kernel, duplicator); err != nil {
+		return err
+	}
+	defer look.sessions.Close()
 	for _, store := range list {
-		unit := Unit{Unit: store.Unit, Required: c.Required(store.Unit)}
-		unit.Entries = found.entries(store.Entries, duplicator, seen, carries)
+		unit := Unit{Unit: store.Unit, Required: c.Required(store.Unit), Entries: look.entries(store)}
 		found.Units = append(found.Units, unit)
 		found.Problems = append(found.Problems, lost(&unit)...)
 	}
-	return nil
+	return c.unclaimed(&look, own)
 }
+
+// unclaimed adds the sessions that came and that their units are not done with.
+func (c *Checker) unclaimed(look *looking, own *units.Store) error {
+	list, err := look.sessions.Unclaimed(own)
+	for _, u := range list {
+		unit := Unit{Unit: u.Unit, Required: c.Required(u.Unit)}
+		for _, l := range u.Lost {
+			unit.Entries = append(unit.Entries, Entry{Name: l.Name, Type: l.Type, Reason: l.Reason, remedy: remedyClaim})
+		}
+		look.found.Problems = append(look.found.Problems, lost(&unit)...)
+		look.found.addUnit(unit)
+	}
+	return err
+}
+
+// addUnit adds a unit, or its entries where it is there already.
+func (r *Result) addUnit(unit Unit) {
+	at, there := slices.BinarySearchFunc(r.Units, unit.Unit, func(u Unit, name string) int { return strings.Compare(u.Unit, name) })
+	if there {
+		r.Units[at].Entries = append(r.Units[at].Entries, unit.Entries...)
+	} else {
+		r.Units = slices.Insert(r.Units, at, unit)
+	}
+}
+
+// remedyClaim is for a session that came.
+const remedyClaim = "Let the service take its files out of it and be done with it, or let go of it with fdbridgectl drop."
 
 // inode is a file, wherever it is stored.
 type inode struct{ dev, ino uint64 }
@@ -72,10 +109,19 @@ func notKept(s *units.Store) Problem {
 	return p
 }
 
-// entries judges what is in a store. An inode that is in several stores takes its
-// memory once, and is in seen then. Sessions are carried if PID 1 carries stores.
-func (r *Result) entries(list []units.Entry, duplicator Duplicator, seen map[inode]bool, carries bool) []Entry {
-	files, failed := duplicator.Dup(list)
+// looking is what the judgement of a store takes.
+type looking struct {
+	found      *Result
+	duplicator Duplicator
+	sessions   *bridge.Sessions
+	seen       map[inode]bool // what is in several stores takes its memory once
+	carries    bool           // PID 1 carries stores, and sessions in them
+}
+
+// entries judges what is in a store.
+func (l *looking) entries(store *units.Store) []Entry {
+	list := store.Entries
+	files, failed := l.duplicator.Dup(list)
 	checked := make([]Entry, len(list))
 	for i := range list {
 		entry := &checked[i]
@@ -85,8 +131,13 @@ func (r *Result) entries(list []units.Entry, duplicator Duplicator, seen map[ino
 			in, err = kho.InodeOf(file.FD)
 			_ = file.FD.Close() // it was only looked at
 		}
-		if carries && list[i].Session() {
+		ours, came := l.sessions.Made(store.Unit, &list[i])
+		switch {
+		case l.carries && list[i].Session() || ours && came == nil:
 			entry.Carried = true
+			continue
+		case ours:
+			entry.Reason, entry.remedy = came.Error(), remedyClaim
 			continue
 		}
 		entry.Reason, entry.remedy = refusal(entry.Type, in, err)
@@ -94,10 +145,10 @@ func (r *Result) entries(list []units.Entry, duplicator Duplicator, seen map[ino
 			continue
 		}
 		entry.Size = in.Size
-		if id := (inode{list[i].Dev, list[i].Ino}); !seen[id] {
-			seen[id] = true
-			r.Memory.Carried += in.Size
-			r.Memory.Needed += max(0, in.Size-in.Allocated)
+		if id := (inode{list[i].Dev, list[i].Ino}); !l.seen[id] {
+			l.seen[id] = true
+			l.found.Memory.Carried += in.Size
+			l.found.Memory.Needed += max(0, in.Size-in.Allocated)
 		}
 	}
 	return checked

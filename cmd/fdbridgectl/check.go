@@ -15,6 +15,7 @@ import (
 	"github.com/fdbridge/fdbridge/bridge/check"
 	"github.com/fdbridge/fdbridge/bridge/config"
 	"github.com/fdbridge/fdbridge/kho"
+	"github.com/fdbridge/fdbridge/session"
 	"github.com/fdbridge/fdbridge/units"
 )
 
@@ -41,6 +42,7 @@ func thisChecker() *check.Checker {
 	return &check.Checker{
 		Stores:     reader,
 		Duplicator: func() (check.Duplicator, error) { return units.OpenDuplicator(1) },
+		Kernel:     session.System{},
 		State:      reader.State,
 		Excluded:   rules.Excluded,
 		Required:   rules.Required,

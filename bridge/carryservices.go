@@ -163,6 +163,7 @@ func (p *Preserver) services(found *stores, done *Preserved) (list []kho.Service
 	for _, parcel := range found.parcels {
 		list = append(list, parcel.services...)
 	}
+	found.parcels = slices.DeleteFunc(found.parcels, func(p *parcel) bool { return len(p.items) == 0 })
 	if found.own != nil || len(list) > 0 {
 		sessions, failed := found.sessions()
 		if failed == nil && found.own != nil {

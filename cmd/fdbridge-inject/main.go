@@ -2,11 +2,13 @@
 
 // Command fdbridge-inject puts the fds that were carried through a live update
 // into the fd store of the unit that it runs for, as ExecStartPre=-+ of that
-// unit. It ends without a word when there are none.
+// unit. It ends without a word when there are none. Its arguments are the names in
+// LUOSession= of the unit, whose sessions it puts there, too.
 package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -64,9 +66,10 @@ func run(ctx context.Context, log *journal.Log, bound *time.Timer) error {
 			bound.Reset(timeout)
 		},
 	}
+	came, failed := deliverer.Sessions(ctx, os.Args[1:])
 	n, err := deliverer.Run(ctx)
-	if n > 0 {
+	if n += len(came); n > 0 {
 		log.Info("Delivered %d fds to the unit's fd store.", n)
 	}
-	return err
+	return errors.Join(failed, err, deliverer.Done(ctx, came))
 }

@@ -39,13 +39,26 @@ const (
 // left as they are. The helper runs with all privileges (+) because the unit's
 // own may not allow it to reach fdbridged, and the unit starts without its
 // fds, which fdbridged then keeps, when the helper fails (-).
-func DropIn(notifyAccess string) []byte {
+func DropIn(notifyAccess string) []byte { return dropInFor(notifyAccess, sessions{}) }
+
+// dropInFor is DropIn for a unit that may have sessions of its own.
+func dropInFor(notifyAccess string, s sessions) []byte {
 	var b strings.Builder
 	b.WriteString(header + "[Unit]\nAfter=fdbridged.service\n\n[Service]\n")
 	if notifyAccess != "exec" && notifyAccess != "all" {
 		b.WriteString("NotifyAccess=exec\n")
 	}
-	b.WriteString("ExecStartPre=-+/usr/lib/fdbridge/fdbridge-inject\n")
+	if s.store {
+		fmt.Fprintf(&b, "FileDescriptorStoreMax=%d\n", len(s.names))
+	}
+	if s.preserve {
+		b.WriteString("FileDescriptorStorePreserve=yes\n")
+	}
+	b.WriteString("ExecStartPre=-+/usr/lib/fdbridge/fdbridge-inject")
+	for _, name := range s.names {
+		b.WriteString(" " + argument(name))
+	}
+	b.WriteString("\n")
 	return []byte(b.String())
 }
 

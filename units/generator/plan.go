@@ -55,7 +55,8 @@ type plan struct {
 // stopped: FileDescriptorStoreMax= is above zero and
 // FileDescriptorStorePreserve= is yes, or on-success, which systemd has from
 // 262 on. A template has a drop-in for all its instances, known or not; an
-// instance has its own only where it differs from its template.
+// instance has its own only where it differs from its template. One with
+// LUOSession= gets its sessions, too, and a store for them if it has none.
 func Plan(set *unitfile.Set, exclude func(unit string) bool) ([]File, []error) {
 	p := newPlan(set, exclude)
 	return append(p.files, p.register.file()), p.problems
@@ -106,7 +107,7 @@ func (p *plan) unread(problems []error) {
 // unit's real name when fdbridged.service is to be before it.
 func (p *plan) add(name string) string {
 	template, _ := unitfile.TemplateOf(name)
-	if p.dropIns[template] == nil && !p.set.Mentions(name, preserve) {
+	if p.dropIns[template] == nil && !p.set.Mentions(name, preserve) && !p.set.Mentions(name, luoSession) {
 		return ""
 	}
 	u, err := p.set.Unit(name)
@@ -138,7 +139,9 @@ func (p *plan) dropIn(u *unitfile.Unit) []byte {
 	settings := slices.DeleteFunc(slices.Clone(u.Settings), func(a unitfile.Assignment) bool {
 		return strings.HasPrefix(path.Base(a.Path), DropInPrefix)
 	})
-	if !takesPart(settings) {
+	sessions, bad := sessionsOf(settings)
+	p.unread(bad)
+	if !takesPart(settings) && len(sessions.names) == 0 {
 		return nil
 	}
 	facts, problems := factsOf(u, settings)
@@ -155,7 +158,7 @@ func (p *plan) dropIn(u *unitfile.Unit) []byte {
 			a.Key, a.Value, a.Path, DropInName)
 	}
 	notifyAccess, _ := settings.Last(service, "NotifyAccess", isNotifyAccess)
-	return DropIn(notifyAccess)
+	return dropInFor(notifyAccess, sessions)
 }
 
 // overrules finds, in what is applied after a unit's drop-in, what undoes it.
@@ -175,14 +178,19 @@ func overrules(later unitfile.Settings) (by unitfile.Assignment, found bool) {
 // takesPart tells whether a service with these settings has opted in, and can
 // be helped: without ExecStart= there is no process to give fds to.
 func takesPart(s unitfile.Settings) bool {
+	mode, _ := s.Last(service, preserve, isPreserveMode)
+	yes, _ := unitfile.ParseBool(mode)
+	return storeMax(s) > 0 && (yes || mode == onSuccess) && len(s.All(service, "ExecStart")) > 0
+}
+
+// storeMax is FileDescriptorStoreMax=.
+func storeMax(s unitfile.Settings) uint32 {
 	size, _ := s.Last(service, "FileDescriptorStoreMax", func(value string) bool {
 		_, ok := unitfile.ParseUnsigned(value)
 		return ok
 	})
 	n, _ := unitfile.ParseUnsigned(size)
-	mode, _ := s.Last(service, preserve, isPreserveMode)
-	yes, _ := unitfile.ParseBool(mode)
-	return n > 0 && (yes || mode == onSuccess) && len(s.All(service, "ExecStart")) > 0
+	return n
 }
 
 // isPreserveMode knows exec_preserve_mode_table in src/core/execute.c, as of

@@ -52,7 +52,7 @@ type Arrival struct {
 }
 
 // Review reports, once, what was lost with a live update that did not arrive:
-// each unit and the number of its fds. It does so when the power was cut, or the
+// each unit, the number of its fds, and the sessions of its own. It does so when the power was cut, or the
 // kexec failed, or the next kernel could not take the state over; one that was
 // called off has lost nothing. The error is that it could not be found out; the
 // record then stays for the next try.
@@ -79,6 +79,9 @@ func (a *Arrival) Review() error {
 			if u.Entries > 0 {
 				a.Log.Err("%s: %d fds are lost", u.Unit, u.Entries)
 			}
+		}
+		for _, s := range index.Services {
+			a.Log.Err("%s: Its session %q is lost, and all that was in it", s.Unit, s.Name)
 		}
 		if err := keep(a.Lost, data); err != nil {
 			a.Log.Warning("\"fdbridgectl status\" will not say what was lost: %v", err)

@@ -28,6 +28,7 @@ func TestALiveUpdateThatDidNotArriveIsReportedOnce(t *testing.T) {
 				{Unit: "a.service", Sessions: []string{"fdbridge.a.service"}, Entries: 3},
 				{Unit: "b.service", Lost: []kho.LostEntry{{Name: "p", Type: "pipe", Reason: "no"}}},
 			},
+			Services: []kho.Service{kho.NewService("vm.service", "guest", kho.Identity{})},
 		}
 		data, err := x.Encode()
 		if err != nil {
@@ -47,6 +48,7 @@ func TestALiveUpdateThatDidNotArriveIsReportedOnce(t *testing.T) {
 		"called off":                     {record: index(here), err: unknown},
 		"arrived":                        {record: index(before), handover: &wire.Handover{BootID: before, Time: at}},
 		"nothing arrived":                {record: index(before), lost: true, says: "a.service: 3 fds are lost"},
+		"a session did not arrive":       {record: index(before), lost: true, says: "vm.service: Its session \"guest\" is lost"},
 		"another one arrived":            {record: index(before), handover: &wire.Handover{BootID: before, Time: at.Add(time.Second)}, lost: true, says: "3 fds of 1 units"},
 		"the power was cut in the midst": {record: index(before)[:40], says: "not known"},
 		"fdbridged cannot be asked":      {record: index(before), err: unknown},

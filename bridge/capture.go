@@ -262,8 +262,22 @@ func (p *Preserver) capture(ctx context.Context, parcel *parcel, entries []units
 }
 
 // duplicate gets each entry's file and tells whether one was not there any more.
+// Sessions, which the kernel preserves in no other, are left to takeServices.
 func duplicate(parcel *parcel, entries []units.Entry, duplicator Duplicator) (changed bool) {
-	files, failed := duplicator.Dup(entries)
+	files, failed := make([]*units.File, len(entries)), make([]error, len(entries))
+	var places []int
+	var others []units.Entry
+	for i := range entries {
+		if entries[i].Session() {
+			failed[i] = session.ErrUnsupported
+			continue
+		}
+		places, others = append(places, i), append(others, entries[i])
+	}
+	found, missing := duplicator.Dup(others)
+	for n, i := range places {
+		files[i], failed[i] = found[n], missing[n]
+	}
 	for i, file := range files {
 		it := &parcel.items[i]
 		if it.lost = failed[i]; file == nil {

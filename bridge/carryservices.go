@@ -140,13 +140,16 @@ func (p *parcel) takeServices(entries []units.Entry, sessions func() (*Sessions,
 	var rest []item
 	for i := range p.items {
 		it := &p.items[i]
+		if !entries[i].Session() {
+			rest = append(rest, *it)
+			continue
+		}
 		ours, lost := false, err
 		if err == nil {
 			ours, lost = found.Made(p.unit, &entries[i])
 		}
-		if entries[i].Session() && (ours || err != nil) {
-			_ = it.file.Close() // what is kept of it is in found
-			it.file, it.lost = nil, lost
+		if lost != nil {
+			it.lost = lost
 		}
 		if ours && lost == nil {
 			p.services = append(p.services, kho.NewService(p.unit, it.entry.Name, p.identity))

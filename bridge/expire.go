@@ -22,7 +22,7 @@ func (s *Server) Expire(ctx context.Context, timeout time.Duration) {
 		return
 	case <-time.After(timeout - time.Duration(now.Nano())):
 	}
-	for _, unit := range s.Holder.Units() {
+	for _, unit := range s.Holder.unclaimed() {
 		s.Log.Warning("%s: It has not claimed its fds within HoldTimeoutSec=%v; they are dropped.", unit, timeout)
 		bounded, stop := context.WithTimeout(ctx, grantTimeout)
 		if err := s.dropUnit(bounded, unit); err != nil {

@@ -197,11 +197,6 @@ func (m *manager) store(name string) (units.Store, error) {
 	return store, m.err
 }
 
-func (m *manager) Store(_ context.Context, name string) (*units.Store, error) {
-	store, err := m.store(name)
-	return &store, err
-}
-
 func (m *manager) OptedIn(_ context.Context, _ []string) ([]units.Store, error) {
 	var list []units.Store
 	for name := range m.units {
@@ -256,13 +251,6 @@ func (m *manager) setMax(unit string, n uint32) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.units[unit].max = n
-}
-
-// setUser sets a unit's User=; empty for the one that all have.
-func (m *manager) setUser(unit, user string) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.units[unit].identity.User = user
 }
 
 // duplicator is a real one, but for sessions: those of a fake kernel cannot be

@@ -175,6 +175,9 @@ func (p *Preserver) GiveUp(ctx context.Context, why error) {
 	defer stop()
 	p.Log.Err("No fd store will be carried into the next kernel: %v", why)
 	err := p.Stores.EachStore(ctx, func(s *units.Store) {
+		if s.Unit == OwnUnit {
+			p.giveUpOwn(s)
+		}
 		if !s.OptedIn() || p.Excluded(s.Unit) {
 			return
 		}
@@ -186,6 +189,19 @@ func (p *Preserver) GiveUp(ctx context.Context, why error) {
 	})
 	if err != nil {
 		p.Log.Err("Not every fd store can be read, there may be more that is not carried: %v", err)
+	}
+}
+
+// giveUpOwn logs what is lost of fdbridged's store.
+func (p *Preserver) giveUpOwn(own *units.Store) {
+	open := 0
+	for i := range own.Entries {
+		if strings.HasPrefix(own.Entries[i].Name, openPrefix) {
+			open++
+		}
+	}
+	if open > 0 {
+		p.Log.Err("Not carried are %d sessions that services have opened, and what fdbridged holds", open)
 	}
 }
 

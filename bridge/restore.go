@@ -39,7 +39,7 @@ func (h *Holder) Restore(ctx context.Context, passed []notify.Passed) {
 	h.begun, h.done, h.missing = map[string]string{}, map[string]bool{}, map[string]error{}
 	h.assigned = map[string]string{}
 	h.tried, h.patience = make(chan struct{}), time.Now().Add(unknownPatience)
-	h.opened, h.opening = map[string]*opened{}, make(chan struct{}, 1)
+	h.opened, h.askedFor, h.opening = map[string]*opened{}, map[string]bool{}, make(chan struct{}, 1)
 	h.adopt(h.adoptOpened(passed))
 	h.mu.Unlock()
 	if err := h.rescue(ctx); err != nil {

@@ -204,6 +204,7 @@ func (h *Holder) claim(unit, name string) (*kho.Service, *fd.FD, error) {
 	defer h.mu.Unlock()
 	for _, s := range h.cameFor(unit) {
 		if held := h.sessions[s.Session]; s.Name == name && held != nil {
+			h.askedFor[s.Session] = true
 			f, err := held.FD().Dup()
 			return &s, f, err
 		}
@@ -218,8 +219,16 @@ func (h *Holder) lost(name string) bool {
 	return h.unknown == nil && h.missing[name] != nil
 }
 
-// endSession lets go of a session that came, or was opened, if there is one.
+// endSession lets go of a session that came, or was opened, if there is one. When it
+// returns, PID 1 has let go of it, too, so that another can be opened.
 func (h *Holder) endSession(name string) error {
+	if err := h.removeSession(name); err != nil {
+		return err
+	}
+	return h.Keeper.Barrier()
+}
+
+func (h *Holder) removeSession(name string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.sessions[name] != nil {
@@ -230,16 +239,26 @@ func (h *Holder) endSession(name string) error {
 	if o == nil {
 		return nil // it was ended before the connection broke
 	}
-	hash := storeHash(name)
-	err := h.Keeper.Remove(openPrefix + hash)
-	if err == nil {
-		err = h.Keeper.Remove(labelPrefix + hash)
-	}
-	if err != nil {
-		return err
-	}
 	delete(h.opened, name)
-	return o.session.Close()
+	hash := storeHash(name)
+	return errors.Join(h.Keeper.Remove(openPrefix+hash), h.Keeper.Remove(labelPrefix+hash), o.session.Close())
+}
+
+// unclaimed returns the units that something is held for, also those that have not
+// claimed a session of theirs since this fdbridged was started.
+func (h *Holder) unclaimed() []string {
+	units := h.Units()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.index == nil {
+		return units
+	}
+	for _, s := range h.index.Services {
+		if h.sessions[s.Session] != nil && !h.askedFor[s.Session] && !slices.Contains(units, s.Unit) {
+			units = append(units, s.Unit)
+		}
+	}
+	return units
 }
 
 // dropServices lets go of the sessions of a unit that came, and returns how many

@@ -3,12 +3,14 @@
 package bridge_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -18,6 +20,7 @@ import (
 	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/kho"
 	"github.com/fdbridge/fdbridge/session"
+	"github.com/fdbridge/fdbridge/units"
 )
 
 // services returns where the daemon listens for services, from now on.
@@ -93,6 +96,18 @@ func (w *world) notServed(path, unit, op, name, why string) {
 	if s != nil || !strings.Contains(answer.Error, why) || strings.Contains(answer.Error, "\n") {
 		w.t.Errorf("%s %q as %s: %+v, session %v; want an error that says %q", op, name, unit, answer, s, why)
 	}
+}
+
+func (m *manager) Store(_ context.Context, name string) (*units.Store, error) {
+	store, err := m.store(name)
+	return &store, err
+}
+
+// setUser sets a unit's User=; empty for the one that all have.
+func (m *manager) setUser(unit, user string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.units[unit].identity.User = user
 }
 
 func memfdWith(t testing.TB, text string) *fd.FD {
@@ -254,59 +269,6 @@ func TestASessionIsForTheUserThatLeftIt(t *testing.T) {
 	holds(t, w.gets(path, "vm.service", wire.OpClaimSession, "guest"), 77, "memory")
 }
 
-func TestAnUpdateThatIsCalledOffLeavesSessionsOpen(t *testing.T) {
-	w := vm(t)
-	if err := w.preserve().Close(); err != nil {
-		t.Error(err)
-	}
-	s := w.gets(w.daemon().services(), "vm.service", wire.OpOpenSession, "guest")
-	if err := s.Preserve(memfdWith(t, "x"), 77); !errors.Is(err, session.ErrTokenUsed) {
-		t.Errorf("preserve under the token of before: %v", err)
-	}
-}
-
-func TestWhatAServiceIsNotDoneWithIsNamedAsLost(t *testing.T) {
-	w := vm(t)
-	path := w.daemon().services()
-	s := w.gets(path, "required.service", wire.OpOpenSession, "r")
-	if err := s.Preserve(memfdWith(t, "r"), 1); err != nil {
-		t.Fatal(err)
-	}
-	w.kexec(w.preserve())
-	d := w.daemon()
-	path = d.services()
-	if _, err := w.preserver().Run(t.Context()); !errors.Is(err, bridge.ErrRequired) || !strings.Contains(fmt.Sprint(err), "required.service: 1 of its fds") {
-		t.Errorf("preserve: %v", err)
-	}
-	holds(t, w.gets(path, "required.service", wire.OpClaimSession, "r"), 1, "r")
-	w.asks(path, "required.service", wire.OpDoneSession, "r")
-	preserved := w.preserve()
-	var lost []string
-	for _, u := range preserved.Index.Units {
-		for _, l := range u.Lost {
-			lost = append(lost, u.Unit+" "+l.Name+" "+l.Type)
-		}
-	}
-	if diff := cmp.Diff([]string{"vm.service guest luo_session"}, lost); diff != "" || len(preserved.Index.Services) > 0 {
-		t.Errorf("lost (-want +got):\n%s; carried: %+v", diff, preserved.Index.Services)
-	}
-	if !strings.Contains(w.logged(), `vm.service: The fd "guest" (luo_session) will be lost: it has come through the last live update`) {
-		t.Errorf("it is not logged:\n%s", w.logged())
-	}
-}
-
-// A PID 1 that carries stores is left no session of fdbridged's.
-func TestSessionsAreCarriedBesideAPID1ThatCarriesStores(t *testing.T) {
-	w := vm(t)
-	w.carries = true
-	preserved := w.preserve()
-	if !slices.Contains(w.emptied, bridge.OwnUnit) {
-		t.Errorf("emptied: %v", w.emptied)
-	}
-	w.kexec(preserved)
-	holds(t, w.gets(w.daemon().services(), "vm.service", wire.OpClaimSession, "guest"), 77, "memory")
-}
-
 func TestDroppingAUnitDropsItsSessions(t *testing.T) {
 	w := vm(t)
 	w.kexec(w.preserve())
@@ -320,6 +282,21 @@ func TestDroppingAUnitDropsItsSessions(t *testing.T) {
 	if answer, s := w.asks(d.services(), "vm.service", wire.OpClaimSession, "guest"); s != nil || answer.Session != "" {
 		t.Errorf("claim: %+v, %v", answer, s)
 	}
+}
+
+func TestASessionThatIsNotClaimedInTimeIsDropped(t *testing.T) {
+	w := vm(t)
+	s := w.gets(w.daemon().services(), "other.service", wire.OpOpenSession, "claimed")
+	_ = s.Close()
+	w.kexec(w.preserve())
+	d := w.daemon()
+	path := d.services()
+	_ = w.gets(path, "other.service", wire.OpClaimSession, "claimed").Close()
+	d.server.Expire(t.Context(), time.Nanosecond) // since the kernel was started
+	if answer, s := w.asks(path, "vm.service", wire.OpClaimSession, "guest"); s != nil || answer.Session != "" {
+		t.Errorf("it can be claimed still: %+v", answer)
+	}
+	_ = w.gets(path, "other.service", wire.OpClaimSession, "claimed").Close()
 }
 
 func TestASessionThatDidNotComeIsAProblemAndSaidToItsUnit(t *testing.T) {
@@ -344,24 +321,23 @@ func TestOneUnitLeavesRoomForTheOthers(t *testing.T) {
 	w := vm(t)
 	path := w.daemon().services()
 	w.setPeer("other.service")
-	for range 300 { // which say nothing
+	const conns, served = 300, 16
+	ended := make(chan error, conns)
+	for range conns { // which say nothing
 		conn, err := wire.Dial(path)
 		if err != nil {
 			t.Fatal(err)
 		}
 		defer conn.Close()
+		go func() {
+			_, err := conn.Receive(&wire.Session{})
+			ended <- err
+		}()
 	}
-	closed := 0
-	conn, err := wire.Dial(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	if _, err := conn.Receive(&wire.Session{}); err != nil {
-		closed++
-	}
-	if closed != 1 {
-		t.Errorf("one more than there may be is not closed")
+	for range conns - served {
+		if err := <-ended; !errors.Is(err, io.EOF) {
+			t.Errorf("a connection that is one too many ends with %v", err)
+		}
 	}
 	_ = w.gets(path, "vm.service", wire.OpOpenSession, "guest").Close()
 }
@@ -392,166 +368,5 @@ func TestFdbridgedIsKilledWhileASessionIsOpened(t *testing.T) {
 		if end.step() {
 			return // it came to its end
 		}
-	}
-}
-
-// luo starts a unit's fdbridge-inject, with the names in its LUOSession=.
-func (w *world) luo(socket, unit string, names ...string) error {
-	w.t.Helper()
-	d := w.inject(socket, unit, keeper{m: w.manager, unit: unit})
-	came, failed := d.Sessions(w.t.Context(), names)
-	_, err := d.Run(w.t.Context())
-	return errors.Join(failed, err, d.Done(w.t.Context(), came))
-}
-
-// stored returns the session that a unit has in its store.
-func (w *world) storedSession(unit, name string) *session.Session {
-	w.t.Helper()
-	for _, p := range w.passed(unit) {
-		if p.Name == name {
-			s := session.Adopt(w.kernel, p.FD)
-			w.t.Cleanup(func() { _ = s.Close() })
-			return s
-		}
-		_ = p.FD.Close()
-	}
-	w.t.Fatalf("%s has no session %q in its store", unit, name)
-	return nil
-}
-
-func TestLUOSessionIsInTheStoreBeforeAndAfterAnUpdate(t *testing.T) {
-	w := newWorld(t)
-	w.add("luo.service", "yes")
-	d := w.daemon()
-	for range 2 { // the second time nothing is new
-		if err := w.luo(d.socket, "luo.service", "first", "second"); err != nil {
-			t.Fatal(err)
-		}
-	}
-	w.put("luo.service", "m", "M")
-	order := []string{"m", "second", "first"}
-	if diff := cmp.Diff(order, w.names("luo.service")); diff != "" {
-		t.Errorf("store (-want +got):\n%s", diff)
-	}
-	if err := w.storedSession("luo.service", "first").Preserve(memfdWith(t, "F"), 1); err != nil {
-		t.Fatal(err)
-	}
-	preserved := w.preserve()
-	who := kho.Identity{User: "nobody"}
-	want := []kho.Service{kho.NewService("luo.service", "second", who), kho.NewService("luo.service", "first", who)}
-	if diff := cmp.Diff(want, preserved.Index.Services); diff != "" {
-		t.Errorf("carried (-want +got):\n%s", diff)
-	}
-	units := []kho.IndexUnit{{Unit: "luo.service", Sessions: []string{"fdbridge.luo.service"}, Entries: 1, Bytes: 1}}
-	if diff := cmp.Diff(units, preserved.Index.Units); diff != "" {
-		t.Errorf("index (-want +got):\n%s", diff)
-	}
-	w.kexec(preserved)
-	d = w.daemon()
-	if err := w.luo(d.socket, "luo.service", "first", "second", "third"); err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff([]string{"m", "third", "second", "first"}, w.names("luo.service")); diff != "" {
-		t.Errorf("store after the update (-want +got):\n%s", diff)
-	}
-	s := w.storedSession("luo.service", "first")
-	holds(t, s, 1, "F")
-	if slices.ContainsFunc(w.names(bridge.OwnUnit), func(name string) bool { return strings.HasPrefix(name, "s-") }) {
-		t.Errorf("fdbridged holds on what is in the unit's store: %q", w.names(bridge.OwnUnit))
-	}
-	// What came and is not taken out of the store is lost with the next update.
-	if err := s.Finish(); err != nil {
-		t.Error(err)
-	}
-	if err := (keeper{m: w.manager, unit: "luo.service"}).Remove("first"); err != nil {
-		t.Error(err)
-	}
-	_ = s.Close()
-	if err := w.luo(d.socket, "luo.service", "first", "second", "third"); err != nil {
-		t.Fatal(err)
-	}
-	index := w.preserve().Index
-	if len(index.Services) != 2 || len(index.Units) != 1 || len(index.Units[0].Lost) != 1 || index.Units[0].Lost[0].Name != "second" ||
-		!strings.Contains(index.Units[0].Lost[0].Reason, "not done with it") {
-		t.Errorf("carried: %+v, units: %+v", index.Services, index.Units)
-	}
-}
-
-// A session that fdbridge did not make for the unit is no more carried than before.
-func TestAStrangeSessionInAStoreIsLost(t *testing.T) {
-	w := newWorld(t)
-	for _, unit := range []string{"a.service", "b.service"} {
-		w.add(unit, "yes")
-	}
-	d := w.daemon()
-	if err := w.luo(d.socket, "a.service", "x"); err != nil {
-		t.Fatal(err)
-	}
-	s := w.storedSession("a.service", "x")
-	if err := (keeper{m: w.manager, unit: "b.service"}).Store("x", s.FD()); err != nil {
-		t.Fatal(err)
-	}
-	index := w.preserve().Index
-	if len(index.Services) != 1 || index.Services[0].Unit != "a.service" || len(index.Units) != 1 ||
-		index.Units[0].Unit != "b.service" || len(index.Units[0].Lost) != 1 {
-		t.Errorf("carried: %+v, units: %+v", index.Services, index.Units)
-	}
-}
-
-func TestFdbridgeInjectIsKilledWhileItDeliversSessions(t *testing.T) {
-	for steps := 0; ; steps++ {
-		w := newWorld(t)
-		w.add("luo.service", "yes")
-		d := w.daemon()
-		if err := w.luo(d.socket, "luo.service", "a"); err != nil {
-			t.Fatal(err)
-		}
-		if err := w.storedSession("luo.service", "a").Preserve(memfdWith(t, "A"), 1); err != nil {
-			t.Fatal(err)
-		}
-		w.kexec(w.preserve())
-		d = w.daemon()
-		end := newFate(steps)
-		inject := w.inject(d.socket, "luo.service", stepping{keeper{m: w.manager, unit: "luo.service"}, end.step})
-		if came, err := inject.Sessions(t.Context(), []string{"a"}); err == nil {
-			err = inject.Done(t.Context(), came)
-			if err != nil && !errors.Is(err, errDead) {
-				t.Fatal(err)
-			}
-		}
-		d = w.daemon()
-		if err := w.luo(d.socket, "luo.service", "a"); err != nil {
-			t.Fatal(err)
-		}
-		holds(t, w.storedSession("luo.service", "a"), 1, "A")
-		if end.step() {
-			return
-		}
-	}
-}
-
-func TestLUOSessionOfWhatIsLostIsNew(t *testing.T) {
-	w := newWorld(t)
-	w.add("luo.service", "yes")
-	d := w.daemon()
-	if err := w.luo(d.socket, "luo.service", "a"); err != nil {
-		t.Fatal(err)
-	}
-	w.kexec(w.preserve())
-	w.kernel.Fail = func(req uint, name string, _ uint64) error {
-		if req == session.ReqRetrieveSession && name == "fdbridge/luo.service/a" {
-			return unix.ENOMEM
-		}
-		return nil
-	}
-	d = w.daemon()
-	if err := w.luo(d.socket, "luo.service", "a"); err != nil {
-		t.Error(err)
-	}
-	if out, err := w.storedSession("luo.service", "a").Outgoing(); !out || err != nil {
-		t.Errorf("outgoing %v, %v", out, err)
-	}
-	if p := d.holder.Problems(); len(p) != 1 {
-		t.Errorf("problems: %q", p)
 	}
 }

@@ -91,6 +91,10 @@ const (
 // further: nobody else knows the tokens. It is lost with the next live update,
 // unless the unit has Required=yes; then that is called off.
 //
+// A session of LUOSession= is in the unit's store instead, and comes in $LISTEN_FDS:
+// when the service has finished one that came, it takes it out of its store, with
+// FDSTOREREMOVE=1, and has a new one at its next start.
+//
 // done-session also ends a session that was opened: when the service has closed it,
 // too, the kernel lets go of its files. Nothing else takes a file out of one.
 const (

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package bridge_test
+
+import (
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/fdbridge/fdbridge/bridge"
+	"github.com/fdbridge/fdbridge/kho"
+	"github.com/fdbridge/fdbridge/session"
+)
+
+// luo starts a unit's fdbridge-inject, with the names in its LUOSession=.
+func (w *world) luo(socket, unit string, names ...string) error {
+	w.t.Helper()
+	d := w.inject(socket, unit, keeper{m: w.manager, unit: unit})
+	came, failed := d.Sessions(w.t.Context(), names)
+	_, err := d.Run(w.t.Context())
+	return errors.Join(failed, err, d.Done(w.t.Context(), came))
+}
+
+// stored returns the session that a unit has in its store.
+func (w *world) storedSession(unit, name string) *session.Session {
+	w.t.Helper()
+	for _, p := range w.passed(unit) {
+		if p.Name == name {
+			s := session.Adopt(w.kernel, p.FD)
+			w.t.Cleanup(func() { _ = s.Close() })
+			return s
+		}
+		_ = p.FD.Close()
+	}
+	w.t.Fatalf("%s has no session %q in its store", unit, name)
+	return nil
+}
+
+func TestLUOSessionIsInTheStoreBeforeAndAfterAnUpdate(t *testing.T) {
+	w := newWorld(t)
+	w.add("luo.service", "yes")
+	d := w.daemon()
+	for range 2 { // the second time nothing is new
+		if err := w.luo(d.socket, "luo.service", "first", "second"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.put("luo.service", "m", "M")
+	order := []string{"m", "second", "first"}
+	if diff := cmp.Diff(order, w.names("luo.service")); diff != "" {
+		t.Errorf("store (-want +got):\n%s", diff)
+	}
+	if err := w.storedSession("luo.service", "first").Preserve(memfdWith(t, "F"), 1); err != nil {
+		t.Fatal(err)
+	}
+	preserved := w.preserve()
+	who := kho.Identity{User: "nobody"}
+	want := []kho.Service{kho.NewService("luo.service", "second", who), kho.NewService("luo.service", "first", who)}
+	if diff := cmp.Diff(want, preserved.Index.Services); diff != "" {
+		t.Errorf("carried (-want +got):\n%s", diff)
+	}
+	units := []kho.IndexUnit{{Unit: "luo.service", Sessions: []string{"fdbridge.luo.service"}, Entries: 1, Bytes: 1}}
+	if diff := cmp.Diff(units, preserved.Index.Units); diff != "" {
+		t.Errorf("index (-want +got):\n%s", diff)
+	}
+	w.kexec(preserved)
+	d = w.daemon()
+	if err := w.luo(d.socket, "luo.service", "first", "second", "third"); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"m", "third", "second", "first"}, w.names("luo.service")); diff != "" {
+		t.Errorf("store after the update (-want +got):\n%s", diff)
+	}
+	s := w.storedSession("luo.service", "first")
+	holds(t, s, 1, "F")
+	if slices.ContainsFunc(w.names(bridge.OwnUnit), func(name string) bool { return strings.HasPrefix(name, "s-") }) {
+		t.Errorf("fdbridged holds on what is in the unit's store: %q", w.names(bridge.OwnUnit))
+	}
+	// What came and is not taken out of the store is lost with the next update.
+	if err := s.Finish(); err != nil {
+		t.Error(err)
+	}
+	if err := (keeper{m: w.manager, unit: "luo.service"}).Remove("first"); err != nil {
+		t.Error(err)
+	}
+	_ = s.Close()
+	if err := w.luo(d.socket, "luo.service", "first", "second", "third"); err != nil {
+		t.Fatal(err)
+	}
+	index := w.preserve().Index
+	if len(index.Services) != 2 || len(index.Units) != 1 || len(index.Units[0].Lost) != 1 || index.Units[0].Lost[0].Name != "second" ||
+		!strings.Contains(index.Units[0].Lost[0].Reason, "not done with it") {
+		t.Errorf("carried: %+v, units: %+v", index.Services, index.Units)
+	}
+}
+
+// A session that fdbridge did not make for the unit is no more carried than before.
+func TestAStrangeSessionInAStoreIsLost(t *testing.T) {
+	w := newWorld(t)
+	for _, unit := range []string{"a.service", "b.service"} {
+		w.add(unit, "yes")
+	}
+	d := w.daemon()
+	if err := w.luo(d.socket, "a.service", "x"); err != nil {
+		t.Fatal(err)
+	}
+	s := w.storedSession("a.service", "x")
+	if err := (keeper{m: w.manager, unit: "b.service"}).Store("x", s.FD()); err != nil {
+		t.Fatal(err)
+	}
+	index := w.preserve().Index
+	if len(index.Services) != 1 || index.Services[0].Unit != "a.service" || len(index.Units) != 1 ||
+		index.Units[0].Unit != "b.service" || len(index.Units[0].Lost) != 1 {
+		t.Errorf("carried: %+v, units: %+v", index.Services, index.Units)
+	}
+}
+
+func TestFdbridgeInjectIsKilledWhileItDeliversSessions(t *testing.T) {
+	for steps := 0; ; steps++ {
+		w := newWorld(t)
+		w.add("luo.service", "yes")
+		d := w.daemon()
+		if err := w.luo(d.socket, "luo.service", "a"); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.storedSession("luo.service", "a").Preserve(memfdWith(t, "A"), 1); err != nil {
+			t.Fatal(err)
+		}
+		w.kexec(w.preserve())
+		d = w.daemon()
+		end := newFate(steps)
+		inject := w.inject(d.socket, "luo.service", stepping{keeper{m: w.manager, unit: "luo.service"}, end.step})
+		if came, err := inject.Sessions(t.Context(), []string{"a"}); err == nil {
+			err = inject.Done(t.Context(), came)
+			if err != nil && !errors.Is(err, errDead) {
+				t.Fatal(err)
+			}
+		}
+		d = w.daemon()
+		if err := w.luo(d.socket, "luo.service", "a"); err != nil {
+			t.Fatal(err)
+		}
+		holds(t, w.storedSession("luo.service", "a"), 1, "A")
+		if end.step() {
+			return
+		}
+	}
+}
+
+func TestLUOSessionOfWhatIsLostIsNew(t *testing.T) {
+	w := newWorld(t)
+	w.add("luo.service", "yes")
+	d := w.daemon()
+	if err := w.luo(d.socket, "luo.service", "a"); err != nil {
+		t.Fatal(err)
+	}
+	w.kexec(w.preserve())
+	w.kernel.Fail = func(req uint, name string, _ uint64) error {
+		if req == session.ReqRetrieveSession && name == "fdbridge/luo.service/a" {
+			return unix.ENOMEM
+		}
+		return nil
+	}
+	d = w.daemon()
+	if err := w.luo(d.socket, "luo.service", "a"); err != nil {
+		t.Error(err)
+	}
+	if out, err := w.storedSession("luo.service", "a").Outgoing(); !out || err != nil {
+		t.Errorf("outgoing %v, %v", out, err)
+	}
+	if p := d.holder.Problems(); len(p) != 1 {
+		t.Errorf("problems: %q", p)
+	}
+}

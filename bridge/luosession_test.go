@@ -58,7 +58,7 @@ func TestLUOSessionIsInTheStoreBeforeAndAfterAnUpdate(t *testing.T) {
 		t.Fatal(err)
 	}
 	preserved := w.preserve()
-	who := kho.Identity{User: "nobody"}
+	who := kho.Identity{Fragment: "/etc/systemd/system/luo.service", User: "nobody"}
 	want := []kho.Service{kho.NewService("luo.service", "second", who), kho.NewService("luo.service", "first", who)}
 	if diff := cmp.Diff(want, preserved.Index.Services); diff != "" {
 		t.Errorf("carried (-want +got):\n%s", diff)

@@ -10,6 +10,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -50,8 +51,16 @@ func prepare(ctx context.Context) error {
 		return err
 	}
 	images.kernel = builder.Kernel
-	programs := machine.Programs("storesvc", "luoconform", "atstep", "impostor")
+	programs := machine.Programs("storesvc", "sessionsvc", "luoconform", "atstep", "impostor")
+	examples, err := machine.Examples(ctx, "..")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(examples)
 	files := map[string]string{guestDeb: *deb}
+	for _, name := range []string{"guest", "guest.service", "luo", "luosession.sh", "luosession.service"} {
+		files[machine.GuestPrograms+name] = filepath.Join(examples, name)
+	}
 	if images.with, err = builder.Image(ctx, *deb, programs, files); err != nil {
 		return err
 	}

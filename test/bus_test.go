@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/fdbridge/fdbridge/bridge/check"
+	"github.com/fdbridge/fdbridge/bridge/wire"
 )
 
 const (
@@ -112,6 +113,20 @@ func busReading(b *bed) {
 	if diff := cmp.Diff(want, b.busStates()); diff != "" {
 		b.Errorf("units after the update (-want +got):\n%s", diff)
 	}
+	lists := map[string][]wire.Unit{asNobody: nil, "": nil}
+	for as := range lists {
+		var list []wire.Unit
+		if err := json.Unmarshal([]byte(b.sh("%sfdbridgectl list --json", as)), &list); err != nil {
+			b.Fatal(err)
+		}
+		for i := range list {
+			list[i].Session = "" // which the bus tells of each unit by itself
+		}
+		lists[as] = list
+	}
+	if diff := cmp.Diff(lists[""], lists[asNobody]); diff != "" {
+		b.Errorf("fdbridgectl lists for an ordinary user (-root +nobody):\n%s", diff)
+	}
 	for command, says := range map[string]string{
 		"tree org.fdbridge.Bridge1":                                                           busUnit,
 		"introspect org.fdbridge.Bridge1 " + busUnit:                                          ".HeldBytes                          property  t         12288 ",
@@ -143,7 +158,9 @@ func busRefusal(b *bed) {
 	b.denied(asNobody+"busctl call "+busManager+" Deliver ss drop.service drop.service", "nteractive authentication")
 	b.denied("busctl call "+busManager+" Deliver ss drop.service start.service", "cannot have more")
 	b.busCall("", "Deliver ss drop.service drop.service")
-	b.denied(asNobody+"fdbridgectl drop drop.service", "only root")
+	b.denied(asNobody+"fdbridgectl drop drop.service", "nteractive authentication")
+	b.denied(asNobody+"fdbridgectl deliver drop --as drop", "nteractive authentication")
+	b.denied(asNobody+"fdbridgectl show drop.service", "only root")
 	b.file("/etc/polkit-1/rules.d/50-test.rules", `polkit.addRule(function(action, subject) {
 	if (action.id == "org.fdbridge.Bridge1.drop" && subject.user == "nobody" && action.lookup("unit") == "allow.service")
 		return polkit.Result.YES;
@@ -153,7 +170,7 @@ func busRefusal(b *bed) {
 	if got := b.busStates()["drop.service"]; got != "held, 2 held" {
 		b.Errorf("after it was refused drop.service is %s", got)
 	}
-	b.busCall(asNobody, "Drop s allow.service")
+	b.sh(asNobody + "fdbridgectl drop allow.service")
 }
 
 // What happens is told as it happens, on the bus and by the command.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/fdbridge/fdbridge/bridge/wire"
 )
@@ -24,9 +25,9 @@ func deliverCommand(d daemon, v *view) *cobra.Command {
 			if as == "" {
 				return errors.New("say with --as which unit is to get the fds, which may be the same")
 			}
-			assigned, err := wire.DeliverAs(d.socket, unitName(args[0]), unitName(as))
+			assigned, err := d.deliver(unitName(args[0]), unitName(as))
 			if err != nil {
-				return d.explain(err)
+				return err
 			}
 			return output(cmd.OutOrStdout(), v.json, assigned, func() string { return assignedText(assigned) })
 		},
@@ -34,6 +35,28 @@ func deliverCommand(d daemon, v *view) *cobra.Command {
 	}
 	cmd.Flags().StringVar(&as, "as", "", "the `unit` that gets them")
 	return cmd
+}
+
+// deliver makes fdbridged do so, and returns what will happen.
+func (d daemon) deliver(unit, as string) (*wire.Assigned, error) {
+	assigned, err := wire.DeliverAs(d.socket, unit, as)
+	if !errors.Is(err, unix.EACCES) {
+		return assigned, d.explain(err)
+	}
+	if err := d.call("Deliver", []any{unit, as}); err != nil {
+		return nil, err
+	}
+	list, err := d.unitsOnBus()
+	assigned = &wire.Assigned{Unit: unit, As: as}
+	for _, u := range list {
+		if u.Unit == unit {
+			assigned.Held, assigned.HeldBytes = u.Held, u.HeldBytes
+		}
+		if u.Unit == as {
+			assigned.Stored = u.Stored
+		}
+	}
+	return assigned, err
 }
 
 func assignedText(a *wire.Assigned) string {

@@ -23,7 +23,7 @@ import (
 )
 
 func main() {
-	local := daemon{socket: wire.Path, device: session.Path}
+	local := daemon{socket: wire.Path, bus: busSocket, device: session.Path}
 	os.Exit(run(command(local, thisHost(), screenOf(os.Stdout, os.Getenv)), os.Args[1:], os.Stdout, os.Stderr))
 }
 
@@ -97,7 +97,7 @@ func dropCommand(d daemon) *cobra.Command {
 		Short: "Let go of the fds that are held for a unit, which are lost then",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			return d.explain(wire.Drop(d.socket, unitName(args[0])))
+			return d.drop(unitName(args[0]))
 		},
 		ValidArgsFunction: d.completeUnits(heldUnit),
 	}
@@ -120,6 +120,7 @@ func unitName(arg string) string {
 // daemon is the fdbridged that is asked.
 type daemon struct {
 	socket string // where it listens
+	bus    string // where the message bus does
 	device string // the kernel's; without it fdbridged is not started
 }
 
@@ -130,7 +131,18 @@ func (d daemon) units() ([]wire.Unit, error) {
 			list = append(list, *a.Unit)
 		}
 	})
+	if errors.Is(err, unix.EACCES) {
+		return d.unitsOnBus()
+	}
 	return list, err
+}
+
+func (d daemon) drop(unit string) error {
+	err := wire.Drop(d.socket, unit)
+	if errors.Is(err, unix.EACCES) {
+		return d.call("Drop", []any{unit})
+	}
+	return d.explain(err)
 }
 
 func (d daemon) ask(op string, each func(*wire.Answer)) error {

@@ -83,7 +83,7 @@ func runAsNobody(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 func runWith(ts *testscript.TestScript, s screen, args []string) int {
-	d := daemon{socket: ts.MkAbs("socket"), device: ts.MkAbs("device")}
+	d := daemon{socket: ts.MkAbs("socket"), bus: ts.MkAbs("bus"), device: ts.MkAbs("device")}
 	return run(command(d, testHost(ts), s), args, ts.Stdout(), ts.Stderr())
 }
 

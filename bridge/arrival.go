@@ -74,14 +74,14 @@ func (a *Arrival) Review() error {
 		return fmt.Errorf("find out whether the live update of %s has arrived: %w", began(index), err)
 	}
 	if !arrived {
-		a.Log.Err("%s", neverArrived(index))
+		a.Log.ErrOf(journal.About{Kind: journal.Lost}, "%s", neverArrived(index))
 		for _, u := range index.Units {
 			if u.Entries > 0 {
-				a.Log.Err("%s: %d fds are lost", u.Unit, u.Entries)
+				a.Log.ErrOf(journal.About{Kind: journal.Lost, Unit: u.Unit}, "%s: %d fds are lost", u.Unit, u.Entries)
 			}
 		}
 		for _, s := range index.Services {
-			a.Log.Err("%s: Its session %q is lost, and all that was in it", s.Unit, s.Name)
+			a.Log.ErrOf(journal.About{Kind: journal.Lost, Unit: s.Unit, Session: s.Session}, "%s: Its session %q is lost, and all that was in it", s.Unit, s.Name)
 		}
 		if err := keep(a.Lost, data); err != nil {
 			a.Log.Warning("\"fdbridgectl status\" will not say what was lost: %v", err)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/fdbridge/fdbridge/bridge/journal"
 	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/units/generator"
 	"github.com/fdbridge/fdbridge/units/unitfile"
@@ -20,7 +21,7 @@ func (s *Server) deliverAs(ctx context.Context, conn *wire.Conn, request *wire.R
 	if err != nil {
 		return errors.Join(err, conn.Send(wire.Answer{Error: err.Error()}, nil))
 	}
-	s.Log.Info("%s: Its %d fds, which are held, will be delivered to %s: an administrator has decided so (by %s).",
+	s.Log.InfoOf(journal.About{Kind: journal.Assigned, Unit: assigned.Unit}, "%s: Its %d fds, which are held, will be delivered to %s: an administrator has decided so (by %s).",
 		assigned.Unit, assigned.Held, assigned.As, peerName(conn))
 	return errors.Join(conn.Send(wire.Answer{Assigned: assigned}, nil), conn.Send(wire.Answer{End: true}, nil))
 }

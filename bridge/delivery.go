@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/fdbridge/fdbridge/bridge/deliver"
+	"github.com/fdbridge/fdbridge/bridge/journal"
 	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/session"
 )
@@ -84,7 +85,7 @@ func (s *Server) refuse(ctx context.Context, conn *wire.Conn, unit string, p *ho
 	if p.Unit != unit {
 		held = p.Unit
 	}
-	s.Holder.Refusal(peerName(conn), "%s: What is held for %s was not delivered and is held on: %v", unit, held, err)
+	s.Holder.Refusal(journal.About{Kind: journal.Held, Unit: unit, Session: p.Sessions[0]}, peerName(conn), "%s: What is held for %s was not delivered and is held on: %v", unit, held, err)
 	return conn.Send(wire.Grant{Error: err.Error()}, nil)
 }
 
@@ -353,23 +354,23 @@ func refused(err error) wire.File {
 // those that are lost.
 func (s *Server) settle(p *holding, unit string, delivered *wire.Request) error {
 	for _, lost := range delivered.Failed {
-		s.Holder.Problem("%s: The fd %q of session %s is lost: %s", unit, lost.Name, p.Sessions[0], lost.Reason)
+		s.Holder.Problem(journal.About{Kind: journal.Lost, Unit: unit, Session: p.Sessions[0], FD: lost.Name}, "%s: The fd %q of session %s is lost: %s", unit, lost.Name, p.Sessions[0], lost.Reason)
 	}
 	if n := delivered.Lost - len(delivered.Failed); n > 0 {
-		s.Holder.Problem("%s: %d more fds of session %s are lost, and named in the log of the unit", unit, n, p.Sessions[0])
+		s.Holder.Problem(journal.About{Kind: journal.Lost, Unit: unit, Session: p.Sessions[0]}, "%s: %d more fds of session %s are lost, and named in the log of the unit", unit, n, p.Sessions[0])
 	}
 	if err := s.Holder.release(p); err != nil {
-		s.Holder.Problem("%s: %v; the session %s is held on", unit, err, p.Sessions[0])
+		s.Holder.Problem(journal.About{Unit: unit, Session: p.Sessions[0]}, "%s: %v; the session %s is held on", unit, err, p.Sessions[0])
 		return err
 	}
 	s.Holder.settled(p.Unit, wire.ChangeDelivered, delivered.Stored)
-	s.Log.Info("%s: Delivered %d fds of session %s.", unit, delivered.Stored, p.Sessions[0])
+	s.Log.InfoOf(journal.About{Kind: journal.Delivered, Unit: unit, Session: p.Sessions[0]}, "%s: Delivered %d fds of session %s.", unit, delivered.Stored, p.Sessions[0])
 	return nil
 }
 
 // takeBack holds on to a parcel of which nothing could be delivered.
 func (s *Server) takeBack(p *holding, unit, reason string) error {
-	s.Holder.Problem("%s: %s; session %s is held on", unit, reason, p.Sessions[0])
+	s.Holder.Problem(journal.About{Kind: journal.Held, Unit: unit, Session: p.Sessions[0]}, "%s: %s; session %s is held on", unit, reason, p.Sessions[0])
 	return s.Holder.ended(p)
 }
 

@@ -87,9 +87,9 @@ func (p *holding) manifest() address { return address{p.Sessions[0], p.Token} }
 const maxProblems = 1000
 
 // problem logs what went wrong and keeps it for Problems.
-func (h *Holder) problem(format string, args ...any) {
+func (h *Holder) problem(about journal.About, format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
-	h.Log.Err("%s", text)
+	h.Log.ErrOf(about, "%s", text)
 	h.note(text)
 }
 
@@ -103,10 +103,10 @@ func (h *Holder) note(text string) {
 }
 
 // Problem records a problem of this boot, as Restore does.
-func (h *Holder) Problem(format string, args ...any) {
+func (h *Holder) Problem(about journal.About, format string, args ...any) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.problem(format, args...)
+	h.problem(about, format, args...)
 }
 
 // Problems returns what went wrong in this boot, a sentence each.
@@ -155,11 +155,11 @@ func (h *Holder) Units() []string {
 
 // Refusal records that who asked for something did not get it, as Problem does.
 // Only the log names that process, which is another one each time.
-func (h *Holder) Refusal(who, format string, args ...any) {
+func (h *Holder) Refusal(about journal.About, who, format string, args ...any) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	text := fmt.Sprintf(format, args...)
-	h.Log.Err("%s (asked for by %s)", text, who)
+	h.Log.ErrOf(about, "%s (asked for by %s)", text, who)
 	h.note(text)
 }
 

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/fdbridge/fdbridge/bridge/journal"
 	"github.com/fdbridge/fdbridge/bridge/wire"
 )
 
@@ -41,7 +42,7 @@ func (h *Holder) release(p *holding) error {
 			leave[name] = h.finish(name)
 		}
 		if err := leave[name]; err != nil {
-			h.problem("%s: The session %s cannot be finished: %v", p.Unit, name, err)
+			h.problem(journal.About{Unit: p.Unit, Session: name}, "%s: The session %s cannot be finished: %v", p.Unit, name, err)
 		}
 	}
 	if leave[p.Sessions[0]] != nil {
@@ -58,7 +59,7 @@ func (h *Holder) release(p *holding) error {
 // remains reports what could not be removed from fdbridged's store.
 func (h *Holder) remains(failed ...error) {
 	if err := errors.Join(failed...); err != nil {
-		h.problem("Something that is not needed any more cannot be removed from fdbridged's store: %v", err)
+		h.problem(journal.About{}, "Something that is not needed any more cannot be removed from fdbridged's store: %v", err)
 	}
 }
 
@@ -131,7 +132,7 @@ func (h *Holder) finish(name string) error {
 // descriptor.
 func (h *Holder) forget(name string) {
 	if err := errors.Join(h.Keeper.Remove(sessionName(name)), h.sessions[name].Close()); err != nil {
-		h.problem("The session %s, which is empty, stays in fdbridged's store: %v", name, err)
+		h.problem(journal.About{Session: name}, "The session %s, which is empty, stays in fdbridged's store: %v", name, err)
 	}
 	delete(h.sessions, name)
 }
@@ -151,7 +152,7 @@ func (h *Holder) discard(sessions []string) (failed error) {
 		}
 		needs, err := h.neededBy(name, h.users(name, nil))
 		if err != nil {
-			h.problem("Files of the session %s are kept that may not be needed: %v", name, err)
+			h.problem(journal.About{Session: name}, "Files of the session %s are kept that may not be needed: %v", name, err)
 			continue
 		}
 		for a := range needs {
@@ -213,7 +214,7 @@ func (h *Holder) Drop(unit string) error {
 			return fmt.Errorf("drop what is held for %s: %w", unit, err)
 		}
 		h.settled(unit, wire.ChangeDropped, p.Entries)
-		h.Log.Info("%s: Dropped %d fds of session %s.", unit, p.Entries, p.Sessions[0])
+		h.Log.InfoOf(journal.About{Kind: journal.Dropped, Unit: unit, Session: p.Sessions[0]}, "%s: Dropped %d fds of session %s.", unit, p.Entries, p.Sessions[0])
 	}
 	return nil
 }

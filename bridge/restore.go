@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/fdbridge/fdbridge/bridge/journal"
 	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/kho"
@@ -43,13 +44,13 @@ func (h *Holder) Restore(ctx context.Context, passed []notify.Passed) {
 	h.adopt(h.adoptOpened(passed))
 	h.mu.Unlock()
 	if err := h.rescue(ctx); err != nil {
-		h.Problem("What a live update that was called off had taken apart cannot be taken over: %v", err)
+		h.Problem(journal.About{}, "What a live update that was called off had taken apart cannot be taken over: %v", err)
 	}
 	if err := h.complete(ctx); err != nil {
-		h.Problem("What the kernel before this one has handed over cannot be restored: %v", err)
+		h.Problem(journal.About{}, "What the kernel before this one has handed over cannot be restored: %v", err)
 	}
 	if err := h.Keeper.Barrier(); err != nil {
-		h.Problem("What is held may not survive a crash of fdbridged: %v", err)
+		h.Problem(journal.About{}, "What is held may not survive a crash of fdbridged: %v", err)
 	}
 }
 
@@ -71,7 +72,7 @@ func (h *Holder) Retry(ctx context.Context) bool {
 		case errors.Is(err, session.ErrBusy):
 			continue
 		case err != nil:
-			h.Problem("What the kernel before this one has handed over cannot be restored: %v", err)
+			h.Problem(journal.About{}, "What the kernel before this one has handed over cannot be restored: %v", err)
 		default:
 			h.Log.Info("What the kernel before this one has handed over was restored at last.")
 		}
@@ -197,6 +198,7 @@ func (h *Holder) open(ctx context.Context, again bool) error {
 	h.takeStock(nil)
 	if !again {
 		h.restored = span{start, time.Since(start)}
+		h.report()
 	}
 	if len(h.missing) == 0 {
 		h.tidy()
@@ -204,11 +206,28 @@ func (h *Holder) open(ctx context.Context, again bool) error {
 	return nil
 }
 
+// report logs what the live update has brought and lost: what its own kernel has
+// logged of that is in no journal. The caller has h.mu.
+func (h *Holder) report() {
+	if h.index == nil {
+		return
+	}
+	summary := handover(h.index)
+	h.Log.InfoOf(journal.About{Kind: journal.Restored}, "The live update from Linux %s has brought %d fds of %d units.",
+		summary.Release, summary.Entries, summary.Units)
+	for _, u := range h.index.Units {
+		for _, lost := range u.Lost {
+			h.Log.ErrOf(journal.About{Kind: journal.Lost, Unit: u.Unit, FD: lost.Name},
+				"%s: The fd %q (%s) was lost with the live update: %s", u.Unit, lost.Name, lost.Type, lost.Reason)
+		}
+	}
+}
+
 // fetchIndex gets the index from the kernel and reads it, if there is one: without
 // a live update, or with one without fdbridge, there is none.
 func (h *Holder) fetchIndex(device *session.Device) (found bool, err error) {
 	if err := mark(h.Keeper, retrievingName, ""); err != nil {
-		h.problem("What is lost if fdbridged crashes now will not be known: %v", err)
+		h.problem(journal.About{}, "What is lost if fdbridged crashes now will not be known: %v", err)
 	}
 	err = h.fetch(device, kho.IndexSession)
 	switch {
@@ -233,14 +252,14 @@ func (h *Holder) fetchAll(device *session.Device, again bool) {
 		for _, name := range u.Sessions {
 			if err := h.fetchNew(device, name, again); err != nil {
 				h.missing[u.Unit] = err
-				h.problem("%s: Its fds cannot be restored: %v", u.Unit, err)
+				h.problem(journal.About{Kind: journal.Held, Unit: u.Unit, Session: name}, "%s: Its fds cannot be restored: %v", u.Unit, err)
 			}
 		}
 	}
 	for _, s := range h.index.Services {
 		if err := h.fetchNew(device, s.Session, again); err != nil {
 			h.missing[s.Session] = err
-			h.problem("%s: Its session %q cannot be restored: %v", s.Unit, s.Name, err)
+			h.problem(journal.About{Kind: journal.Held, Unit: s.Unit, Session: s.Session}, "%s: Its session %q cannot be restored: %v", s.Unit, s.Name, err)
 		}
 	}
 }
@@ -274,7 +293,7 @@ func (h *Holder) fetch(device *session.Device, name string) error {
 	}
 	h.sessions[name] = s
 	if err := h.Keeper.Store(sessionName(name), s.FD()); err != nil {
-		h.problem("The session %s will not survive a crash of fdbridged: %v", name, err)
+		h.problem(journal.About{Session: name}, "The session %s will not survive a crash of fdbridged: %v", name, err)
 	}
 	return nil
 }
@@ -336,7 +355,7 @@ func (h *Holder) sort() (adopted map[string]bool) {
 // fdbridged. It stays there.
 func (h *Holder) strangers() {
 	for _, p := range h.adopted {
-		h.problem("The fd %q in fdbridged's store is none of what was handed over, and is left there", p.Name)
+		h.problem(journal.About{FD: p.Name}, "The fd %q in fdbridged's store is none of what was handed over, and is left there", p.Name)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/fdbridge/fdbridge/bridge/journal"
 	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/kho"
@@ -52,7 +53,7 @@ func (h *Holder) adoptOpened(passed []notify.Passed) (rest []notify.Passed) {
 		}
 	}
 	for hash, f := range sessions {
-		h.problem("Whose the session %q in fdbridged's store is cannot be told, and it is left there", openPrefix+hash)
+		h.problem(journal.About{}, "Whose the session %q in fdbridged's store is cannot be told, and it is left there", openPrefix+hash)
 		_ = f.Close() // as above
 	}
 	return rest

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/fdbridge/fdbridge/bridge/journal"
 	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/kho"
@@ -93,7 +94,7 @@ func (s *Server) session(ctx context.Context, conn *wire.Conn, unit string, requ
 	defer func() { _ = f.Close() }() // the peer has its own
 	if err != nil {
 		answer = wire.Session{Unit: unit, Error: oneSentence(err)}
-		s.Log.Warning("%s: %s of the session %q is refused: %s", unit, request.Op, request.Name, answer.Error)
+		s.Log.WarningOf(journal.About{Unit: unit, Session: kho.ServiceSession(unit, request.Name)}, "%s: %s of the session %q is refused: %s", unit, request.Op, request.Name, answer.Error)
 	}
 	if err := limit(ctx, conn, serviceTimeout); err != nil {
 		return err
@@ -189,7 +190,7 @@ func (s *Server) luoSession(ctx context.Context, store *units.Store, name string
 func (s *Server) dropSessions(unit string) bool {
 	n := s.Holder.dropServices(unit)
 	if n > 0 {
-		s.Log.Info("%s: Dropped %d sessions of its own.", unit, n)
+		s.Log.InfoOf(journal.About{Kind: journal.Dropped, Unit: unit}, "%s: Dropped %d sessions of its own.", unit, n)
 	}
 	return n > 0
 }

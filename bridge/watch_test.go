@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/fdbridge/fdbridge/bridge/journal"
 	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/session"
 )
@@ -85,7 +86,7 @@ func TestWatchersAreToldWhatBecomesOfWhatIsHeld(t *testing.T) {
 	if err := wire.Drop(d.socket, "b.service"); err != nil {
 		t.Fatal(err)
 	}
-	d.holder.Problem("something %s", "is wrong")
+	d.holder.Problem(journal.About{}, "something %s", "is wrong")
 	for _, w := range []*told{first, second} {
 		w.expect(t, wire.Change{Unit: "a.service", What: wire.ChangeDelivered, FDs: 3},
 			wire.Change{Unit: "b.service", What: wire.ChangeDropped, FDs: 3})
@@ -159,7 +160,7 @@ func TestAWatcherThatDoesNotReadIsHungUpOn(t *testing.T) {
 		if i == 10 {
 			text = "x"
 		}
-		d.holder.Problem("%s", text)
+		d.holder.Problem(journal.About{}, "%s", text)
 		if a := other.next(t); a.Problem != text {
 			t.Fatalf("the other watcher is told %d bytes", len(a.Problem))
 		}

@@ -193,7 +193,7 @@ func addDropIns(ctx context.Context, holder *bridge.Holder) {
 		err = errors.Join(err, failed)
 	}
 	if err != nil {
-		holder.Problem("Not every unit that fds are held for will get them when it starts: %v", err)
+		holder.Problem(journal.About{}, "Not every unit that fds are held for will get them when it starts: %v", err)
 	}
 }
 

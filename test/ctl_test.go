@@ -58,6 +58,10 @@ func TestFdbridgectlShowsWhatThereIs(t *testing.T) {
 	b.says("the unit's log", "journalctl -q -b -u a.service -x MESSAGE_ID="+delivered, "a.service: Delivered 2 fds", "in its fd store again")
 	b.says("the unit's", "fdbridgectl status a", "State: opted-in", "by the last live update, delivered in")
 	b.says("what is gone", "fdbridgectl inspect fdbridge.a.service 2>&1 || true", "no manifest is held")
+	// In tenths; what is above needs what the service does, as its file says.
+	for unit, exposure := range map[string]int{"fdbridged": 40, "fdbridge-preserve": 75, "fdbridge-arrival": 15, "fdbridge-rollback": 30, "fdbridge-bus": 20} {
+		b.sh("systemd-analyze security --no-pager --threshold=%d %s.service >/run/exposed || { cat /run/exposed; exit 1; }", exposure, unit)
+	}
 	b.says("completion", "fdbridgectl __complete show ''", "a.service")
 	b.off()
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -117,6 +118,10 @@ func TestFDsThatNobodyAskedForAreNotKept(t *testing.T) {
 		if time.Now().After(end) {
 			t.Fatalf("after %d fds there are %d descriptors, and were %d", 2*manyFDs, descriptors(t), before)
 		}
+	}
+	// Nor is the log, which others' messages have to get into.
+	if n := strings.Count(w.logged(), "vm.service"); n == 0 || n > 60 {
+		t.Errorf("%d messages about vm.service", n)
 	}
 	if list := d.holder.Held("a.service"); len(list) != 1 {
 		t.Errorf("held for a.service: %v", list)

@@ -69,6 +69,8 @@ type Server struct {
 	slots  chan struct{}            // as many as there may be deliveries at a time
 	took   map[string]time.Duration // by unit: how long its delivery took
 	visits map[string]int           // by unit: its connections to ServeSessions
+
+	complaints complaints
 }
 
 // NewServer returns a Server whose fields are to be set.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/fdbridge/fdbridge/bridge/journal"
@@ -23,7 +24,43 @@ const (
 	// maxVisits bounds how many connections of one unit are served at a time, so
 	// that it leaves room for the others. A further one is closed at once.
 	maxVisits = 16
+	// heldPatience is how long a request waits for a session to be gone, and heldPause
+	// how long between two looks.
+	heldPatience = 500 * time.Millisecond
+	heldPause    = 10 * time.Millisecond
+	// maxComplaints bounds what is logged about one unit's requests in a minute: the
+	// journal drops messages of a service that has too many, whatever they say.
+	maxComplaints = 20
 )
+
+// complaints counts what was logged about units since a minute began.
+type complaints struct {
+	mu    sync.Mutex
+	begun time.Time
+	of    map[string]int
+}
+
+// another counts one, and tells which of the unit's it is in this minute.
+func (c *complaints) another(unit string, now time.Time) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.of == nil || now.Sub(c.begun) >= time.Minute {
+		c.begun, c.of = now, map[string]int{}
+	}
+	c.of[unit]++
+	return c.of[unit]
+}
+
+// complain logs what is wrong with a request of a service, but not without end.
+func (s *Server) complain(unit, format string, args ...any) {
+	about := journal.About{Unit: unit}
+	switch n := s.complaints.another(unit, time.Now()); {
+	case n < maxComplaints:
+		s.Log.WarningOf(about, format, args...)
+	case n == maxComplaints:
+		s.Log.WarningOf(about, "%s: More of its requests on the socket are wrong or refused, which is not logged for a minute", unit)
+	}
+}
 
 // ServeSessions is Serve for what services of any user ask: see wire.SessionsPath.
 // They have their connections beside those of Serve.
@@ -31,22 +68,30 @@ func (s *Server) ServeSessions(ctx context.Context, listener *wire.Listener) err
 	return s.serveAll(ctx, listener, s.serveService)
 }
 
-// serveService serves one connection of a service.
+// serveService serves one connection of a service. What is wrong with it is logged.
 func (s *Server) serveService(ctx context.Context, conn *wire.Conn) error {
-	if err := limit(ctx, conn, serviceTimeout); err != nil {
-		return err
-	}
 	unit, unknown := s.peerUnit(conn)
 	leave, ok := s.visit(unit)
 	if !ok {
 		return nil
 	}
 	defer leave()
+	if err := s.serveVisit(ctx, conn, unit, unknown); err != nil {
+		s.complain(unit, "A request of %s of unit %q on the socket for services failed: %v", peerName(conn), unit, err)
+	}
+	return nil
+}
+
+// serveVisit serves a connection of a unit, or of a process of which it is unknown.
+func (s *Server) serveVisit(ctx context.Context, conn *wire.Conn, unit string, unknown error) error {
+	if err := limit(ctx, conn, serviceTimeout); err != nil {
+		return err
+	}
 	var request wire.Request
 	stray, err := conn.Receive(&request)
 	_ = stray.Close() // no request has an fd with it
 	if err != nil {
-		return fmt.Errorf("%s: %w", unit, err)
+		return err
 	}
 	if unknown != nil {
 		return errors.Join(unknown, conn.Send(wire.Session{Error: unknown.Error()}, nil))
@@ -91,10 +136,16 @@ func (s *Server) session(ctx context.Context, conn *wire.Conn, unit string, requ
 	defer stop()
 	answer := wire.Session{Unit: unit}
 	f, err := s.answerSession(waiting, unit, request, &answer)
+	// A session is gone with its last descriptor, which a process that has ended, or
+	// an answer that was sent just now, may close a moment later.
+	for end := time.Now().Add(heldPatience); errors.Is(err, errHeld) && time.Now().Before(end); {
+		time.Sleep(heldPause)
+		f, err = s.answerSession(waiting, unit, request, &answer)
+	}
 	defer func() { _ = f.Close() }() // the peer has its own
 	if err != nil {
 		answer = wire.Session{Unit: unit, Error: oneSentence(err)}
-		s.Log.WarningOf(journal.About{Unit: unit, Session: kho.ServiceSession(unit, request.Name)}, "%s: %s of the session %q is refused: %s", unit, request.Op, request.Name, answer.Error)
+		s.complain(unit, "%s: %s of the session %.255q is refused: %s", unit, request.Op, request.Name, answer.Error)
 	}
 	if err := limit(ctx, conn, serviceTimeout); err != nil {
 		return err

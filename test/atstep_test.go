@@ -31,10 +31,10 @@ func (b *bed) dropIn(unit, text string) {
 	b.file("/etc/systemd/system/"+unit+".d/zzz-test.conf", "[Service]\n"+text)
 }
 
-// serveUnderAtstep puts fdbridged under atstep, and has it start again sooner
-// than usual when it was killed.
+// serveUnderAtstep puts fdbridged under atstep, which what confines it would not let
+// trace it, and has it start again sooner than usual when it was killed.
 func (b *bed) serveUnderAtstep() {
-	b.dropIn("fdbridged.service", "ExecStart=\nExecStart="+atstep+serveSteps+
+	b.dropIn("fdbridged.service", "ExecStart=\nExecStart=+"+atstep+serveSteps+
 		" /usr/lib/fdbridge/fdbridged serve\nRestartSteps=0\nRestartMaxDelaySec=infinity\n")
 }
 
@@ -46,7 +46,7 @@ func (b *bed) injectUnderAtstep(unit string) {
 
 // preserveUnderAtstep puts "fdbridged preserve" under atstep.
 func (b *bed) preserveUnderAtstep() {
-	b.dropIn("fdbridge-preserve.service", "ExecStart=\nExecStart=@"+strings.TrimSpace(atstep)+" @fdbridged "+preserveSteps+
+	b.dropIn("fdbridge-preserve.service", "ExecStart=\nExecStart=+@"+strings.TrimSpace(atstep)+" @fdbridged "+preserveSteps+
 		" /usr/lib/fdbridge/fdbridged preserve\n")
 }
 

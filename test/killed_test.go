@@ -137,7 +137,7 @@ func injectKilled() fault {
 			}
 		}
 		if stride == 1 {
-			b.hit(hits, `{"op":"deliver"`, "RETRIEVE_FD", "FDSTORE=1", "BARRIER=1", `{"op":"delivered"`, "exit")
+			b.hit(hits, `{"op":"deliver"`, "RETRIEVE_FD", "FDSTORE=1", `{"op":"delivered"`, "exit")
 		}
 	}}
 }

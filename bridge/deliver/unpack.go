@@ -45,7 +45,11 @@ type lostError struct{ error }
 // unpack puts the parcel's files into the unit's store. They are stored in
 // reverse, since the service manager puts each new one in front of the others
 // (service_add_fd_store in src/core/service.c). When it returns without an
-// error, the service manager has taken them in. What can never be delivered is
+// error, they are in the service manager's queue. It takes them in before it notices
+// that this process has ended and goes on with the unit: messages have a higher
+// priority than the death of children (src/core/manager.c, systemd 254 to 262). No
+// barrier is waited for: while the service manager starts the units of a boot, it
+// reads no messages until it has started them all. What can never be delivered is
 // counted and does not keep the rest from it.
 func (u *unpacking) unpack(ctx context.Context) error {
 	m, err := u.manifest(ctx)
@@ -78,10 +82,7 @@ func (u *unpacking) unpack(ctx context.Context) error {
 			return fmt.Errorf("deliver the fd %q: %w", entries[i].Name, err)
 		}
 	}
-	if u.stored == 0 {
-		return nil
-	}
-	return u.Store.Barrier()
+	return nil
 }
 
 func (u *unpacking) manifest(ctx context.Context) (m *kho.Manifest, err error) {

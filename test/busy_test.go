@@ -82,7 +82,15 @@ func TestTheDeviceIsBusy(t *testing.T) {
 	truth = occupy(b, map[string]string{"preserve.service": atPreserve(forEver), "a.service": a + "[X-FDBridge]\nRequired=yes\n"})
 	b.calledOff()
 	b.same(truth)
+	if thorough {
+		goneOnWith(b, a)
+	}
+	b.off()
+}
 
+// goneOnWith is an update for which nothing can be preserved, and nothing has to be.
+func goneOnWith(b *bed, a string) {
+	b.Helper()
 	occupy(b, map[string]string{"preserve.service": atPreserve(forEver), "a.service": a})
 	b.kexec()
 	if list := b.report("a.service"); len(list) != 0 {
@@ -94,7 +102,6 @@ func TestTheDeviceIsBusy(t *testing.T) {
 			b.Errorf("the console does not say: %s", said)
 		}
 	}
-	b.off()
 }
 
 // freed looks at a unit that was started while nothing could be retrieved, and

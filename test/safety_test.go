@@ -88,7 +88,7 @@ func TestAnUpdateThatWouldLoseSomethingIsCalledOff(t *testing.T) {
 func TestFilesThatAreStoredMoreThanOnce(t *testing.T) {
 	b := boot(t, images.with)
 	var many []string
-	for i := range 2000 {
+	for i := range manyFiles {
 		many = append(many, fmt.Sprintf("f%d,memfd,%d", i, i%3))
 	}
 	b.units(map[string]string{

@@ -197,7 +197,7 @@ func heldUntilStarted() scenario {
 }
 
 // Names with all characters that systemd allows, equal names and none, a unit
-// name of 255 characters, 500 fds in a unit, and 100 units.
+// name of 255 characters, 500 fds in a unit, and manyUnits.
 func TestNamesAndNumbersThatSystemdAllows(t *testing.T) {
 	b := boot(t, images.with)
 	var all strings.Builder
@@ -220,7 +220,7 @@ func TestNamesAndNumbersThatSystemdAllows(t *testing.T) {
 	b.sh("mv /root/long /etc/systemd/system/%s", long)
 	truth := map[string][]found{}
 	instances := []string{long}
-	for i := range 100 {
+	for i := range manyUnits {
 		unit := fmt.Sprintf("x@%d.service", i)
 		instances = append(instances, unit)
 		const readWrite = 2

@@ -24,8 +24,13 @@ var (
 	seed    = flag.Uint64("seed", uint64(time.Now().UnixNano()), "what the random choices begin with")
 )
 
-// stride is the distance of the steps at which a delivery is killed.
-const stride = 1
+// What amount_test.go has less of.
+const (
+	stride    = 1
+	manyUnits = 100
+	manyFiles = 2000
+	thorough  = true
+)
 
 // soak goes through live updates in a row with random units, fds and faults, and
 // knows what each unit has to find.

@@ -1,0 +1,14 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build vm && !soak
+
+package test
+
+// How much the scenarios do in make test, which is to end while one waits for it; make
+// soak runs those with a part of it in full: soak_test.go.
+const (
+	stride    = 3     // the distance of the steps at which a delivery is killed
+	manyUnits = 20    // with one fd each
+	manyFiles = 100   // of one unit
+	thorough  = false // each of the ways in which the device can be busy
+)

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/fdbridge/fdbridge/bridge/deliver"
 	"github.com/fdbridge/fdbridge/bridge/journal"
 	"github.com/fdbridge/fdbridge/bridge/wire"
@@ -85,7 +87,12 @@ func (s *Server) refuse(ctx context.Context, conn *wire.Conn, unit string, p *ho
 	if p.Unit != unit {
 		held = p.Unit
 	}
-	s.Holder.Refusal(journal.About{Kind: journal.Held, Unit: unit, Session: p.Sessions[0]}, peerName(conn), "%s: What is held for %s was not delivered and is held on: %v", unit, held, err)
+	about := journal.About{Kind: journal.Held, Unit: unit, Session: p.Sessions[0]}
+	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) { // as when the unit was stopped while it started
+		s.Log.WarningOf(about, "%s: It did not wait for what is held for %s, which is held on: %v", unit, held, err)
+		return nil
+	}
+	s.Holder.Refusal(about, peerName(conn), "%s: What is held for %s was not delivered and is held on: %v", unit, held, err)
 	return conn.Send(wire.Grant{Error: err.Error()}, nil)
 }
 
@@ -210,7 +217,7 @@ func (s *Server) tellToWait(ctx context.Context, conn *wire.Conn, gone func()) e
 		}
 		if err := conn.Send(wire.Grant{Wait: true, Error: "it is the turn of others yet"}, nil); err != nil {
 			gone()
-			return fmt.Errorf("it did not wait for its turn: %w", err)
+			return err
 		}
 	}
 }

@@ -343,6 +343,9 @@ func TestAUnitWaitsUntilFewEnoughDeliveriesAreUnderWay(t *testing.T) {
 	if told < 3 {
 		t.Errorf("it was told %d times to wait", told)
 	}
+	if p := d.holder.Problems(); len(p) > 0 {
+		t.Errorf("problems %q; a unit that is stopped while it starts is none", p)
+	}
 }
 
 func TestAStoppedFdbridgedLetsDeliveriesEnd(t *testing.T) {

@@ -137,6 +137,16 @@ func busReading(b *bed) {
 			b.Errorf("busctl %s does not say %q:\n%s", command, says, out)
 		}
 	}
+	const gdbus = asNobody + "gdbus %s --system --dest org.fdbridge.Bridge1 --object-path %s"
+	for command, says := range map[string]string{
+		fmt.Sprintf(gdbus, "introspect", "/org/fdbridge/Bridge1"):                                                            "signal",
+		fmt.Sprintf(gdbus, "introspect", busUnit):                                                                            "readonly t HeldBytes = 12288;",
+		fmt.Sprintf(gdbus, "call", "/org/fdbridge/Bridge1") + " --method org.fdbridge.Bridge1.Manager.GetUnit start.service": busUnit,
+	} {
+		if out := b.sh("%s", command); !strings.Contains(out, says) {
+			b.Errorf("%s does not say %q:\n%s", command, says, out)
+		}
+	}
 	// The service is confined, and comes to the same result as a check that is not.
 	var direct check.Result
 	if err := json.Unmarshal([]byte(b.sh("fdbridgectl check --json || true")), &direct); err != nil {

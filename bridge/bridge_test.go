@@ -70,6 +70,7 @@ func (w *world) logged() string {
 }
 
 func (w *world) preserver() *bridge.Preserver {
+	log := journal.To(w)
 	return &bridge.Preserver{
 		Stores: w.manager, Duplicator: w.duplicator, Kernel: w.kernel, Device: session.Path,
 		Excluded: func(unit string) bool {
@@ -82,7 +83,7 @@ func (w *world) preserver() *bridge.Preserver {
 			return w.unrecorded
 		},
 		Origin: kho.Origin{BootID: "boot", Kernel: "7.2.0", Time: time.Unix(0, 0).UTC()},
-		Log:    journal.To(w),
+		Log:    log, Warnings: log.Recall(),
 	}
 }
 

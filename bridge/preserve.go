@@ -68,6 +68,9 @@ type Preserver struct {
 	Record func(index *kho.Index) error
 	Origin kho.Origin
 	Log    *journal.Log
+	// Warnings returns what Log was told that needs attention: the index takes it to
+	// the next kernel.
+	Warnings func() []string
 }
 
 // ErrRequired says that something would be lost that is required, and that the
@@ -131,7 +134,8 @@ func (p *Preserver) Run(ctx context.Context) (_ *Preserved, err error) {
 	if err != nil {
 		return nil, err
 	}
-	for i := range done.Index.Units {
+	done.Index.Messages = p.Warnings()
+	for i := range done.Index.Units { // which the index has by itself
 		p.report(&done.Index.Units[i])
 	}
 	done.Index.Duration = time.Since(start)

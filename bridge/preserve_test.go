@@ -130,6 +130,13 @@ func TestAFileThatIsOpenTwiceInAStoreComesBackSo(t *testing.T) {
 	if p := holder.Problems(); len(p) > 0 || strings.Contains(w.logged(), "lost") {
 		t.Errorf("problems: %q\n%s", p, w.logged())
 	}
+	// What only the kernel's log had is said again by the next kernel's fdbridged.
+	for _, name := range []string{"one", "two", "three"} {
+		says := fmt.Sprintf("Before the live update: a.service: PID 1 has several open files of what the fd %q is", name)
+		if n := strings.Count(w.logged(), says); n != 1 {
+			t.Errorf("%d times %q in the log:\n%s", n, says, w.logged())
+		}
+	}
 }
 
 func TestAFileOfSeveralUnitsIsGivenToEach(t *testing.T) {

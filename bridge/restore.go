@@ -215,6 +215,9 @@ func (h *Holder) report() {
 	summary := handover(h.index)
 	h.Log.InfoOf(journal.About{Kind: journal.Restored}, "The live update from Linux %s has brought %d fds of %d units.",
 		summary.Release, summary.Entries, summary.Units)
+	for _, message := range h.index.Messages {
+		h.Log.Warning("Before the live update: %s", message)
+	}
 	for _, u := range h.index.Units {
 		for _, lost := range u.Lost {
 			h.Log.ErrOf(journal.About{Kind: journal.Lost, Unit: u.Unit, FD: lost.Name},

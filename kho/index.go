@@ -19,6 +19,9 @@ type Index struct {
 	Duration time.Duration // how long preserve took; written in microseconds
 	Units    []IndexUnit
 	Services []Service // the services' own sessions
+	// Messages are warnings of when it was preserved, a sentence each, which are in
+	// no journal.
+	Messages []string
 	Unknown  []Member
 }
 
@@ -91,6 +94,7 @@ func (x *Index) fields() []field {
 		req("duration_us", micros{&x.Duration}),
 		req("units", list[IndexUnit, *IndexUnit]{&x.Units}),
 		opt("services", list[Service, *Service]{&x.Services}),
+		opt("messages", (*texts)(&x.Messages)),
 	}
 }
 

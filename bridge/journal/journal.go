@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -89,6 +90,29 @@ func toJournal(entry string) error {
 	}
 	err = unix.Sendto(raw, []byte(entry), unix.MSG_NOSIGNAL, &unix.SockaddrUnix{Name: journalSocket})
 	return errors.Join(err, unix.Close(raw))
+}
+
+// maxRecalled bounds how many messages are kept for recall.
+const maxRecalled = 100
+
+// Recall lets the Log keep the texts of warnings and errors from now on, a hundred at
+// most, and returns what returns those up to then.
+func (l *Log) Recall() (recall func() []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var kept []string
+	emit := l.emit
+	l.emit = func(about *About, priority int, text string) error {
+		if priority <= warning && len(kept) < maxRecalled {
+			kept = append(kept, text)
+		}
+		return emit(about, priority, text)
+	}
+	return func() []string {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return slices.Clone(kept)
+	}
 }
 
 // entry is a message as the journal takes it, a field a line.

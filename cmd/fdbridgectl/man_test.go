@@ -136,21 +136,23 @@ func documents(t *testing.T) (list [][]string) {
 	index := kho.Index{Units: []kho.IndexUnit{{
 		Unit: "a.service", Sessions: []string{"fdbridge.a.service"}, Token: 1, Entries: 1, Bytes: 1,
 		Lost: []kho.LostEntry{{Name: "n", Type: "t", Reason: "r"}},
-	}, {Unit: "a.service"}}}
+	}, {Unit: "a.service"}}, Services: []kho.Service{kho.NewService("a.service", "n", kho.Identity{})}, Messages: []string{"m"}}
 	for _, d := range []struct {
-		elements string
-		encode   func() ([]byte, error)
-	}{{"entries", manifest.Encode}, {"units", index.Encode}} {
+		elements     string
+		encode, bare func() ([]byte, error)
+	}{{"entries", manifest.Encode, (&kho.Manifest{Unit: "a.service"}).Encode}, {"units", index.Encode, (&kho.Index{}).Encode}} {
 		data, err := d.encode()
+		bare, failed := d.bare()
+		if err = errors.Join(err, failed); err != nil {
+			t.Fatal(err)
+		}
+		var whole, least map[string]json.RawMessage
+		var parts []map[string]json.RawMessage
+		err = errors.Join(json.Unmarshal(data, &whole), json.Unmarshal(bare, &least), json.Unmarshal(whole[d.elements], &parts))
 		if err != nil {
 			t.Fatal(err)
 		}
-		var whole map[string]json.RawMessage
-		var parts []map[string]json.RawMessage
-		if err := errors.Join(json.Unmarshal(data, &whole), json.Unmarshal(whole[d.elements], &parts)); err != nil {
-			t.Fatal(err)
-		}
-		list = append(list, kindsOf(whole, whole), kindsOf(parts[0], parts[1]))
+		list = append(list, kindsOf(whole, least), kindsOf(parts[0], parts[1]))
 	}
 	return list
 }

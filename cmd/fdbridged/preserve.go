@@ -29,6 +29,7 @@ const sealTimeout = 30 * time.Second
 // the kexec off.
 func preserve(ctx context.Context) error {
 	log := journal.Kernel("fdbridge")
+	warnings := log.Recall()
 	socket, err := notify.Open(os.Getenv("NOTIFY_SOCKET"))
 	if err != nil {
 		return err
@@ -41,7 +42,7 @@ func preserve(ctx context.Context) error {
 	if err := socket.ExtendTimeout(min(rules.PreserveTimeout, unitfile.Infinity-sealTimeout) + sealTimeout); err != nil {
 		return errors.Join(err, socket.Close())
 	}
-	preserved, err := preserveStores(ctx, rules, socket, log)
+	preserved, err := preserveStores(ctx, rules, socket, log, warnings)
 	if err != nil {
 		log.Err("The live update is called off: %v", err)
 		return errors.Join(err, socket.Close())
@@ -58,7 +59,7 @@ func preserve(ctx context.Context) error {
 
 // preserveStores preserves, and fails only when the live update is to be called
 // off.
-func preserveStores(ctx context.Context, rules *config.Rules, socket *notify.Socket, log *journal.Log) (*bridge.Preserved, error) {
+func preserveStores(ctx context.Context, rules *config.Rules, socket *notify.Socket, log *journal.Log, warnings func() []string) (*bridge.Preserved, error) {
 	limited, stop := context.WithTimeoutCause(ctx, rules.PreserveTimeout,
 		fmt.Errorf("it has taken longer than PreserveTimeoutSec=%v", rules.PreserveTimeout))
 	defer stop()
@@ -73,6 +74,7 @@ func preserveStores(ctx context.Context, rules *config.Rules, socket *notify.Soc
 		Rescue:     socket,
 		Record:     func(index *kho.Index) error { return bridge.Record(bridge.RecordFile, index) },
 		Log:        log,
+		Warnings:   warnings,
 	}
 	var err error
 	if preserver.Origin, err = kho.ReadOrigin(os.DirFS("/"), time.Now()); err != nil {

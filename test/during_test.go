@@ -83,7 +83,7 @@ func stoppedMeanwhile() fault {
 			b.goOn(units[i])
 		}
 		const unfinished = "t-unfinished.service"
-		b.steps(serveSteps, "+3 hold")
+		b.steps(serveSteps, "+FINISH hold")
 		b.sh("systemctl restart fdbridged.service; systemctl start --no-block %s", unfinished)
 		b.until("test -e %s/held", serveSteps)
 		b.hit(b.stepped(serveSteps), "FINISH")

@@ -13,7 +13,7 @@
 // DIR/steps says in its first line what is to be done: "7 kill" kills the
 // program before its seventh step, "7 hold" lets it go no further until
 // DIR/held, which then names the step, is removed. "+7" counts from the message
-// READY=1. When that has been done the line is removed, so that the next run
+// READY=1, and "+FINISH" is the first step from there on that begins so. When that has been done the line is removed, so that the next run
 // takes the next one, and DIR/log has one more line that names the step. Where
 // there is no line, the program just runs.
 //
@@ -92,8 +92,9 @@ func startTracer(dir string) error {
 type plan struct {
 	dir   string
 	rest  string // the lines after it
-	at    int
-	ready bool // count from READY=1
+	at    int    // 0 when name says it
+	name  string // how the step begins
+	ready bool   // count from READY=1
 	hold  bool
 }
 
@@ -106,7 +107,9 @@ func readPlan(dir string) (*plan, error) {
 	line, rest, _ := strings.Cut(string(data), "\n")
 	number, what, _ := strings.Cut(line, " ")
 	p := &plan{dir: dir, rest: rest, ready: strings.HasPrefix(number, "+"), hold: what == "hold"}
-	if err == nil {
+	if err == nil && strings.Trim(number, "+0123456789") != "" {
+		p.name = strings.TrimPrefix(number, "+")
+	} else if err == nil {
 		p.at, err = strconv.Atoi(number)
 	}
 	if err == nil && what != "kill" && what != "hold" {

@@ -74,7 +74,7 @@ func (t *tracer) stopped(thread int) error {
 		t.begun, t.steps = true, 0
 		return nil
 	}
-	if t.steps++; t.steps != t.at || t.ready && !t.begun {
+	if t.steps++; t.ready && !t.begun || !t.is(step, t.steps) {
 		return nil
 	}
 	p := t.plan
@@ -89,6 +89,11 @@ func (t *tracer) stopped(thread int) error {
 		return wait(filepath.Join(p.dir, "held"), step)
 	}
 	return unix.Kill(t.pid, unix.SIGKILL)
+}
+
+// is tells whether the n-th step is the one.
+func (p *plan) is(step string, n int) bool {
+	return p.at == n || p.name != "" && strings.HasPrefix(step, p.name)
 }
 
 // wait waits until a file is removed that names the step.

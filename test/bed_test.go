@@ -9,8 +9,10 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -200,30 +202,31 @@ func quote(arg string) string {
 }
 
 // units writes unit files, named after the map's keys, enables them and starts
-// those that are no templates, and more besides. It comes before any truth is
+// those that are no templates, in the order of their names, each when the one before
+// has started, and more besides. It comes before any truth is
 // established: systemd 257 turns the order of every store round when it reloads
 // (service_serialize and service_deserialize_item in src/core/service.c).
 func (b *bed) units(files map[string]string, more ...string) {
 	b.Helper()
-	enable, start := more, []string(nil)
-	for name, text := range files {
-		b.file("/etc/systemd/system/"+name, text)
-		switch {
-		case strings.Contains(name, "@."):
-		case strings.Contains(text, "[Install]"):
-			enable = append(enable, name)
-		default:
-			start = append(start, name)
+	enable, start := slices.Clone(more), ""
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		b.file("/etc/systemd/system/"+name, files[name])
+		if strings.Contains(name, "@.") {
+			continue
 		}
+		if strings.Contains(files[name], "[Install]") {
+			enable = append(enable, name)
+		}
+		start += "systemctl start " + name + "\n"
 	}
 	script := "systemctl daemon-reload\n"
 	if len(enable) > 0 { // it reloads, too
-		script = "systemctl enable --now " + strings.Join(enable, " ") + "\n"
+		script = "systemctl enable " + strings.Join(enable, " ") + "\n"
 	}
-	if len(start) > 0 {
-		script += "systemctl start " + strings.Join(start, " ") + "\n"
+	if len(more) > 0 {
+		start += "systemctl start " + strings.Join(more, " ") + "\n"
 	}
-	b.sh("%s", script)
+	b.sh("%s", script+start)
 }
 
 // found is one fd that a unit's main process was started with.

@@ -21,17 +21,11 @@ import (
 // show returns what an fdbridged says of a unit's fds.
 func show(t *testing.T, socket, unit string) (entries []wire.Entry, problems []string) {
 	t.Helper()
-	err := wire.Show(socket, unit, func(a *wire.Answer) {
-		if a.Entry != nil {
-			entries = append(entries, *a.Entry)
-		} else {
-			problems = append(problems, a.Problem)
-		}
-	})
+	shown, err := wire.Show(socket, unit)
 	if err != nil {
 		t.Error(err)
 	}
-	return entries, problems
+	return shown.Entries, shown.Problems
 }
 
 // fail makes PID 1 answer everything with an error.
@@ -68,7 +62,7 @@ func TestShowTellsWhereEachFDIs(t *testing.T) {
 	ignore := cmpopts.IgnoreFields(wire.Entry{}, "Flags")
 	_, socket, stop := w.serve()
 	stored, problems := show(t, socket, "a.service")
-	if diff := cmp.Diff(in(wire.PlaceStored), stored, ignore); diff != "" || problems != nil {
+	if diff := cmp.Diff(in(wire.PlaceStored), stored, ignore); diff != "" || len(problems) > 0 {
 		t.Errorf("stored (-want +got):\n%s\nproblems %q", diff, problems)
 	}
 	stop()
@@ -81,7 +75,7 @@ func TestShowTellsWhereEachFDIs(t *testing.T) {
 	}
 	want[1] = wire.Entry{Name: "pipe", Place: wire.PlaceLost, Type: "pipe", Kind: "lost", Reason: want[1].Reason}
 	held, problems := show(t, socket, "a.service")
-	if diff := cmp.Diff(want, held, ignore, cmpopts.IgnoreFields(wire.Entry{}, "Reason")); diff != "" || problems != nil {
+	if diff := cmp.Diff(want, held, ignore, cmpopts.IgnoreFields(wire.Entry{}, "Reason")); diff != "" || len(problems) > 0 {
 		t.Errorf("held (-want +got):\n%s\nproblems %q", diff, problems)
 	}
 	if len(held) == 3 && held[1].Reason == "" {
@@ -110,11 +104,11 @@ func TestShowSaysWhatCannotBeSeen(t *testing.T) {
 	}
 	w.fail(errors.New("the unit is masked"))
 	got, problems := show(t, socket, "a.service")
-	if got != nil || !cmp.Equal(problems, []string{"a.service: the unit is masked"}) {
+	if len(got) > 0 || !cmp.Equal(problems, []string{"a.service: the unit is masked"}) {
 		t.Errorf("of a masked unit there are %+v, and problems %q", got, problems)
 	}
 	w.fail(fmt.Errorf("%w: it is busy", units.ErrManager))
-	err := wire.Show(socket, "a.service", func(*wire.Answer) {})
+	_, err := wire.Show(socket, "a.service")
 	if !errors.Is(err, wire.ErrRefused) || !strings.Contains(err.Error(), "it is busy") {
 		t.Errorf("Show without PID 1: %v", err)
 	}

@@ -175,13 +175,19 @@ func (b *backend) Status(context.Context) (wire.Status, error) {
 	return b.status, b.err
 }
 
-func (b *backend) Entries(_ context.Context, unit string) ([]wire.Entry, error) {
+func (b *backend) Report(context.Context) (*wire.Report, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return &wire.Report{Status: b.status, Problems: []string{"y\x00\xff"}}, b.err
+}
+
+func (b *backend) Show(_ context.Context, unit string) (*wire.Shown, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if unit != "a.service" {
-		return nil, b.err
+		return &wire.Shown{}, b.err
 	}
-	return b.entries, b.err
+	return &wire.Shown{Unit: unit, Entries: b.entries}, b.err
 }
 
 func (b *backend) Check(ctx context.Context) (*bus.Verdict, error) {

@@ -54,7 +54,8 @@ const (
 type Backend interface {
 	Units(ctx context.Context) ([]wire.Unit, error)
 	Status(ctx context.Context) (wire.Status, error)
-	Entries(ctx context.Context, unit string) ([]wire.Entry, error)
+	Report(ctx context.Context) (*wire.Report, error)
+	Show(ctx context.Context, unit string) (*wire.Shown, error)
 	Check(ctx context.Context) (*Verdict, error)
 	Drop(ctx context.Context, unit string) error
 	// Deliver lets one unit have what is held for another.

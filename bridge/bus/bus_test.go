@@ -3,6 +3,7 @@
 package bus_test
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"math"
@@ -52,6 +53,16 @@ var unitValues = map[string]map[string]any{
 	},
 }
 
+// encoded returns the JSON of a value.
+func encoded(t *testing.T, v any) string {
+	t.Helper()
+	text, err := json.Marshal(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.ReplaceAll(string(text), "\uFFFD", `\ufffd`)
+}
+
 func TestEverybodyMayRead(t *testing.T) {
 	b := start(t)
 	for _, test := range []struct {
@@ -64,6 +75,13 @@ func TestEverybodyMayRead(t *testing.T) {
 			{"b@1.service", "opted-in", uint32(4), uint32(0), uint64(0), uint32(0), dbus.ObjectPath(unitB)},
 		}}},
 		{bus.Path, managerInterface + ".GetUnit", []any{"b@1.service"}, []any{dbus.ObjectPath(unitB)}},
+		{bus.Path, managerInterface + ".Describe", nil, []any{encoded(t, wire.Report{
+			Status: wire.Status{Held: 1}, Problems: []string{"y\x00\uFFFD"},
+		})}},
+		{unitA, unitInterface + ".Describe", nil, []any{encoded(t, wire.Shown{Unit: "a.service", Entries: []wire.Entry{
+			{Place: wire.PlaceHeld, Name: "x", Type: "memfd", Size: b.entries[0].Size},
+			{Place: wire.PlaceStored, Name: "y\x00\uFFFD", Type: "pipe"},
+		}})}},
 		{bus.Path, managerInterface + ".Check", nil, []any{"lossy", true, [][]any{
 			{"lossy", "a.service", []string{"p"}, "pipe", "no", "yes"},
 			{"carried", "", []string{}, "", "perhaps", ""},

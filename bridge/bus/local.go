@@ -54,14 +54,16 @@ func (l Local) Status(context.Context) (status wire.Status, err error) {
 	return status, explain(err)
 }
 
-// Entries returns a unit's. It waits a minute at most for each part.
-func (l Local) Entries(_ context.Context, unit string) (list []wire.Entry, err error) {
-	err = wire.Show(l.Socket, unit, func(a *wire.Answer) {
-		if a.Entry != nil {
-			list = append(list, *a.Entry)
-		}
-	})
-	return list, explain(err)
+// Report returns all that Status is a part of. It waits a minute at most for each part.
+func (l Local) Report(context.Context) (*wire.Report, error) {
+	report, err := wire.ReadReport(l.Socket)
+	return report, explain(err)
+}
+
+// Show returns a unit's fds. It waits a minute at most for each part.
+func (l Local) Show(_ context.Context, unit string) (*wire.Shown, error) {
+	shown, err := wire.Show(l.Socket, unit)
+	return shown, explain(err)
 }
 
 // Drop makes fdbridged do so, within a minute.

@@ -54,11 +54,12 @@ func TestTheLocalBackendAsksFdbridged(t *testing.T) {
 	end := wire.Answer{End: true}
 	unit := wire.Unit{Unit: "a.service", State: wire.StateHeld, Held: 1}
 	status := wire.Status{Version: "x", Held: 1}
+	carried, lost := wire.Carried{Unit: "a.service", Entries: 1}, wire.Lost{Unit: "a.service", Name: "l"}
 	entry := wire.Entry{Place: wire.PlaceHeld, Name: "n"}
 	local := bus.Local{Socket: fdbridged(t, map[string][]wire.Answer{
 		wire.OpList:                    {{Unit: &unit}, end},
-		wire.OpStatus:                  {{Status: &status}, {Problem: "p"}, end},
-		wire.OpShow + "a.service":      {{Entry: &entry}, end},
+		wire.OpStatus:                  {{Status: &status}, {Carried: &carried}, {Lost: &lost}, {Problem: "p"}, end},
+		wire.OpShow + "a.service":      {{Entry: &entry}, {Problem: "q"}, end},
 		wire.OpDeliverAs + "a.service": {{Assigned: &wire.Assigned{Unit: "a.service", As: "b.service"}}, end},
 		wire.OpDeliverAs + "b.service": {{Error: "no"}},
 		wire.OpDrop + "a.service":      {end},
@@ -73,9 +74,15 @@ func TestTheLocalBackendAsksFdbridged(t *testing.T) {
 	if diff := cmp.Diff(status, gotStatus); err != nil || diff != "" {
 		t.Errorf("Status: %v (-want +got):\n%s", err, diff)
 	}
-	entries, err := local.Entries(t.Context(), "a.service")
-	if diff := cmp.Diff([]wire.Entry{entry}, entries); err != nil || diff != "" {
-		t.Errorf("Entries: %v (-want +got):\n%s", err, diff)
+	report, err := local.Report(t.Context())
+	wantReport := &wire.Report{Status: status, Carried: []wire.Carried{carried}, Lost: []wire.Lost{lost}, Problems: []string{"p"}}
+	if diff := cmp.Diff(wantReport, report); err != nil || diff != "" {
+		t.Errorf("Report: %v (-want +got):\n%s", err, diff)
+	}
+	shown, err := local.Show(t.Context(), "a.service")
+	wantShown := &wire.Shown{Unit: "a.service", Entries: []wire.Entry{entry}, Problems: []string{"q"}}
+	if diff := cmp.Diff(wantShown, shown); err != nil || diff != "" {
+		t.Errorf("Show: %v (-want +got):\n%s", err, diff)
 	}
 	if err := local.Drop(t.Context(), "a.service"); err != nil {
 		t.Errorf("Drop: %v", err)
@@ -101,9 +108,10 @@ func TestTheLocalBackendKnowsWhenThereIsNoFdbridged(t *testing.T) {
 		local.Socket = socket
 		_, units := local.Units(t.Context())
 		_, status := local.Status(t.Context())
-		_, entries := local.Entries(t.Context(), "a.service")
+		_, report := local.Report(t.Context())
+		_, shown := local.Show(t.Context(), "a.service")
 		drop, watch := local.Drop(t.Context(), "a.service"), local.Watch(t.Context(), func() {})
-		for what, err := range map[string]error{"Units": units, "Status": status, "Entries": entries, "Drop": drop, "Watch": watch} {
+		for what, err := range map[string]error{"Units": units, "Status": status, "Report": report, "Show": shown, "Drop": drop, "Watch": watch} {
 			if !errors.Is(err, bus.ErrNotRunning) {
 				t.Errorf("%s when %s: %v", what, when, err)
 			}

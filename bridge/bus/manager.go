@@ -30,6 +30,7 @@ func manager() *iface {
 		methods: []member{
 			{name: "ListUnits", out: []arg{{"a(ssuutuo)", "units"}}, do: (*Service).listUnits},
 			{name: "GetUnit", in: []arg{{"s", "name"}}, out: []arg{{"o", "unit"}}, do: (*Service).getUnit},
+			{name: "Describe", out: []arg{{"s", "json"}}, do: (*Service).describe},
 			{
 				name: "Check", do: (*Service).check,
 				out: []arg{{"s", "outcome"}, {"b", "called_off"}, {"a(ssassss)", "problems"}},
@@ -100,6 +101,11 @@ func (s *Service) getUnit(ctx context.Context, c *call) ([]any, *dbus.Error) {
 		return nil, wrong
 	}
 	return []any{unitPath(u.Unit)}, nil
+}
+
+// describe tells what fdbridgectl status tells.
+func (s *Service) describe(ctx context.Context, _ *call) ([]any, *dbus.Error) {
+	return described(s.Backend.Report(ctx))
 }
 
 // serviceName refuses what is no name of a service that could run.

@@ -210,7 +210,8 @@ func TestErrorsHaveTheNamesThatTheManualSays(t *testing.T) {
 		{bus.Path, managerInterface + ".ListUnits", []any{"a.service"}, invalid},
 		{bus.Path, managerInterface + ".Drop", []any{[]string{"a.service"}}, invalid},
 		{bus.Path, managerInterface + ".Nothing", nil, noMethod},
-		{bus.Path, unitInterface + ".Drop", nil, denied}, // the bus's policy lets nobody try
+		{bus.Path, unitInterface + ".Describe", nil, noInterface},
+		{bus.Path, bus.Name + ".Other.Drop", nil, denied}, // the bus's policy lets nobody try
 		{bus.Path, properties + "Get", []any{managerInterface, "Nothing"}, standard + "UnknownProperty"},
 		{bus.Path, properties + "Get", []any{unitInterface, "Name"}, noInterface},
 		{bus.Path, properties + "GetAll", []any{"org.example.Other"}, noInterface},

@@ -4,6 +4,7 @@ package bus
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"math"
 
@@ -22,7 +23,8 @@ const (
 )
 
 func unit() *iface {
-	return &iface{name: unitInterface, properties: []member{
+	methods := []member{{name: "Describe", out: []arg{{"s", "json"}}, do: (*Service).describeUnit}}
+	return &iface{name: unitInterface, methods: methods, properties: []member{
 		{name: "Name", sig: "s", changes: "const", value: func(v *view) any { return valid(v.unit.Unit) }},
 		{name: "State", sig: "s", changes: "true", value: func(v *view) any { return unitState(&v.unit) }},
 		{name: "Stored", sig: "u", changes: "false", value: func(v *view) any { return uint32(v.unit.Stored) }},
@@ -64,6 +66,28 @@ func (s *Service) known(ctx context.Context, path dbus.ObjectPath) (*view, *dbus
 	return &view{&s.Machine, found, u}, nil
 }
 
+// describeUnit tells what fdbridgectl show tells of a unit.
+func (s *Service) describeUnit(ctx context.Context, c *call) ([]any, *dbus.Error) {
+	v, wrong := s.known(ctx, c.path)
+	if wrong != nil {
+		return nil, wrong
+	}
+	return described(s.Backend.Show(ctx, v.unit.Unit))
+}
+
+// described is the reply of a method named Describe: JSON in a string, as systemd's
+// services have it.
+func described[T any](found *T, err error) ([]any, *dbus.Error) {
+	if err != nil {
+		return nil, failed(err)
+	}
+	text, err := json.Marshal(found) // of any bytes it makes valid UTF-8
+	if err != nil {
+		return nil, failed(err)
+	}
+	return []any{string(text)}, nil
+}
+
 // entry is one of a Unit's Entries.
 type entry struct {
 	Place, Name, Type string
@@ -72,12 +96,12 @@ type entry struct {
 
 // entries returns the value of Entries.
 func (s *Service) entries(ctx context.Context, unit string) (any, *dbus.Error) {
-	found, err := s.Backend.Entries(ctx, unit)
+	found, err := s.Backend.Show(ctx, unit)
 	if err != nil {
 		return nil, failed(err)
 	}
 	list := []entry{}
-	for _, e := range found {
+	for _, e := range found.Entries {
 		size := uint64(math.MaxUint64)
 		if e.Size != nil {
 			size = uint64(*e.Size)

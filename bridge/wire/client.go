@@ -24,10 +24,59 @@ func Ask(path, op string, each func(*Answer)) error {
 	return ask(path, Request{Op: op}, func(a *Answer, _ *fd.FD) error { each(a); return nil })
 }
 
-// Show asks fdbridged at the socket path for the fds of a unit, and calls each
-// with every part of the answer in turn.
-func Show(path, unit string, each func(*Answer)) error {
-	return ask(path, Request{Op: OpShow, Unit: unit}, func(a *Answer, _ *fd.FD) error { each(a); return nil })
+// Report is what fdbridged has to tell of the last live update. Its JSON is an
+// interface: members may be added.
+type Report struct {
+	Status
+	// Carried is what the last live update carried, for each unit.
+	Carried []Carried `json:"carried"`
+	// Lost are the fds that it did not carry.
+	Lost []Lost `json:"lost"`
+	// Problems are sentences about what went wrong in this boot.
+	Problems []string `json:"problems"`
+}
+
+// ReadReport asks fdbridged at the socket path.
+func ReadReport(path string) (*Report, error) {
+	r := &Report{Carried: []Carried{}, Lost: []Lost{}, Problems: []string{}}
+	err := Ask(path, OpStatus, func(a *Answer) {
+		switch {
+		case a.Status != nil:
+			r.Status = *a.Status
+		case a.Carried != nil:
+			r.Carried = append(r.Carried, *a.Carried)
+		case a.Lost != nil:
+			r.Lost = append(r.Lost, *a.Lost)
+		case a.Problem != "":
+			r.Problems = append(r.Problems, a.Problem)
+		}
+	})
+	return r, err
+}
+
+// Shown is what there is of a unit's fds. Its JSON is an interface: members may be
+// added.
+type Shown struct {
+	Unit    string  `json:"unit"`
+	Entries []Entry `json:"entries"`
+	// Problems are sentences about what cannot be shown.
+	Problems []string `json:"problems"`
+}
+
+// Show asks fdbridged at the socket path for the fds of a unit.
+func Show(path, unit string) (*Shown, error) {
+	s := &Shown{Unit: unit, Entries: []Entry{}, Problems: []string{}}
+	request := Request{Op: OpShow, Unit: unit}
+	err := ask(path, request, func(a *Answer, _ *fd.FD) error {
+		switch {
+		case a.Entry != nil:
+			s.Entries = append(s.Entries, *a.Entry)
+		case a.Problem != "":
+			s.Problems = append(s.Problems, a.Problem)
+		}
+		return nil
+	})
+	return s, err
 }
 
 // Inspect asks fdbridged at the socket path for the manifests in a session that

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 
@@ -85,7 +86,7 @@ func verdict(outcome check.Outcome, err error) error {
 	return failure{statusImpossible, err}
 }
 
-func checkCommand(h host, v *view) *cobra.Command {
+func checkCommand(d daemon, h host, v *view) *cobra.Command {
 	var kernel string
 	cmd := &cobra.Command{
 		Use:   "check",
@@ -95,18 +96,26 @@ func checkCommand(h host, v *view) *cobra.Command {
 			"be, and 2 when a live update cannot work at all or nothing can be said.",
 		Args: cobra.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			found, err := checkImage(cmd.Context(), h, kernel)
-			if err == nil {
-				err = output(cmd.OutOrStdout(), v.json, found, func() string { return v.checkText(found) })
+			outcome, err := checkAndPrint(cmd.Context(), cmd.OutOrStdout(), h, v, kernel)
+			if kernel == "" && errors.Is(err, unix.EACCES) {
+				outcome, err = d.check(cmd.OutOrStdout(), v)
 			}
 			if err != nil {
 				return failure{statusImpossible, err}
 			}
-			return verdict(found.Outcome, nil)
+			return verdict(outcome, nil)
 		},
 	}
 	cmd.Flags().StringVar(&kernel, "kernel", "", "judge this kernel `image`, not the one that is loaded")
 	return cmd
+}
+
+func checkAndPrint(ctx context.Context, w io.Writer, h host, v *view, kernel string) (check.Outcome, error) {
+	found, err := checkImage(ctx, h, kernel)
+	if err != nil {
+		return "", err
+	}
+	return found.Outcome, output(w, v.json, found, func() string { return v.checkText(found) })
 }
 
 func checkImage(ctx context.Context, h host, name string) (*check.Result, error) {

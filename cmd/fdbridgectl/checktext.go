@@ -14,10 +14,13 @@ const namedFDs = 3
 
 // checkText is the verdict in a line, then each problem and what to do about it.
 func (v *view) checkText(c *check.Result) string {
+	return verdictText(c) + "\n" + v.problemsText(c.Problems)
+}
+
+func (v *view) problemsText(problems []check.Problem) string {
 	var text strings.Builder
-	text.WriteString(verdictText(c) + "\n")
-	for i := range c.Problems {
-		p := &c.Problems[i]
+	for i := range problems {
+		p := &problems[i]
 		label, colour := "Note", ""
 		switch p.Outcome {
 		case check.Impossible:

@@ -43,7 +43,7 @@ func (d daemon) deliver(unit, as string) (*wire.Assigned, error) {
 	if !errors.Is(err, unix.EACCES) {
 		return assigned, d.explain(err)
 	}
-	if err := d.call("Deliver", []any{unit, as}); err != nil {
+	if err := d.change("Deliver", unit, as); err != nil {
 		return nil, err
 	}
 	list, err := d.unitsOnBus()

@@ -23,7 +23,7 @@ import (
 )
 
 func main() {
-	local := daemon{socket: wire.Path, bus: busSocket, device: session.Path}
+	local := daemon{socket: wire.Path, bus: busSocket, agent: "/usr/bin/pkttyagent", device: session.Path}
 	os.Exit(run(command(local, thisHost(), screenOf(os.Stdout, os.Getenv)), os.Args[1:], os.Stdout, os.Stderr))
 }
 
@@ -69,7 +69,7 @@ func command(d daemon, h host, s screen) *cobra.Command {
 	}
 	v := &view{screen: s}
 	root.PersistentFlags().BoolVar(&v.json, "json", false, "print JSON instead of text")
-	root.AddCommand(listCommand(d, v), statusCommand(d, v), showCommand(d, v), checkCommand(h, v), kexecCommand(h, v),
+	root.AddCommand(listCommand(d, v), statusCommand(d, v), showCommand(d, v), checkCommand(d, h, v), kexecCommand(h, v),
 		dropCommand(d), deliverCommand(d, v), monitorCommand(d, v), inspectCommand(d, v), featuresCommand(h, v))
 	return root
 }
@@ -121,6 +121,7 @@ func unitName(arg string) string {
 type daemon struct {
 	socket string // where it listens
 	bus    string // where the message bus does
+	agent  string // the program that asks a user on a terminal to authenticate
 	device string // the kernel's; without it fdbridged is not started
 }
 
@@ -140,7 +141,7 @@ func (d daemon) units() ([]wire.Unit, error) {
 func (d daemon) drop(unit string) error {
 	err := wire.Drop(d.socket, unit)
 	if errors.Is(err, unix.EACCES) {
-		return d.call("Drop", []any{unit})
+		return d.change("Drop", unit)
 	}
 	return d.explain(err)
 }

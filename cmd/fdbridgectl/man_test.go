@@ -108,7 +108,7 @@ func TestTheManualHasAllMembersOfTheJSON(t *testing.T) {
 		"status UNIT": {slices.DeleteFunc(members[unitReport](), func(m string) bool {
 			return slices.Contains(list, m)
 		})},
-		"show":         {members[shown](), members[wire.Entry]()},
+		"show":         {members[wire.Shown](), members[wire.Entry]()},
 		"check, kexec": inCheck,
 		"deliver":      {members[wire.Assigned]()},
 		"monitor":      {members[event](), members[wire.Change]()},

@@ -4,6 +4,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os/signal"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/fdbridge/fdbridge/bridge/wire"
 )
@@ -45,6 +47,9 @@ func monitorCommand(d daemon, v *view) *cobra.Command {
 			})
 			if ctx.Err() != nil { // it was told to end
 				return failed
+			}
+			if errors.Is(err, unix.EACCES) {
+				return fmt.Errorf("%w: only root may ask fdbridged; everybody may run: gdbus monitor --system --dest %s", err, busName)
 			}
 			return d.explain(err)
 		},

@@ -3,10 +3,12 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/kho"
@@ -30,28 +32,16 @@ func showCommand(d daemon, v *view) *cobra.Command {
 	return cmd
 }
 
-// shown is what show prints.
-type shown struct {
-	Unit    string       `json:"unit"`
-	Entries []wire.Entry `json:"entries"`
-	// Problems are sentences about what cannot be shown.
-	Problems []string `json:"problems"`
-}
-
-func (d daemon) show(unit string) (*shown, error) {
-	s := &shown{Unit: unit, Entries: []wire.Entry{}, Problems: []string{}}
-	err := wire.Show(d.socket, unit, func(a *wire.Answer) {
-		switch {
-		case a.Entry != nil:
-			s.Entries = append(s.Entries, *a.Entry)
-		case a.Problem != "":
-			s.Problems = append(s.Problems, a.Problem)
-		}
-	})
+func (d daemon) show(unit string) (*wire.Shown, error) {
+	s, err := wire.Show(d.socket, unit)
+	if errors.Is(err, unix.EACCES) {
+		s = &wire.Shown{}
+		err = d.describeUnit(unit, s)
+	}
 	return s, d.explain(err)
 }
 
-func (v *view) shownText(s *shown) string {
+func (v *view) shownText(s *wire.Shown) string {
 	var text strings.Builder
 	if len(s.Entries) == 0 && len(s.Problems) == 0 {
 		return fmt.Sprintf("%s has no fds stored, and none are held for it.\n", s.Unit)

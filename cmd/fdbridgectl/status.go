@@ -4,12 +4,14 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 
 	"github.com/fdbridge/fdbridge/bridge/check"
 	"github.com/fdbridge/fdbridge/bridge/wire"
@@ -52,31 +54,15 @@ func statusCommand(d daemon, v *view) *cobra.Command {
 }
 
 // report is what status prints.
-type report struct {
-	wire.Status
-	// Carried is what the last live update carried, for each unit.
-	Carried []wire.Carried `json:"carried"`
-	// Lost are the fds that it did not carry.
-	Lost []wire.Lost `json:"lost"`
-	// Problems are sentences about what went wrong in this boot.
-	Problems []string `json:"problems"`
-}
+type report wire.Report
 
 func (d daemon) report() (*report, error) {
-	r := &report{Carried: []wire.Carried{}, Lost: []wire.Lost{}, Problems: []string{}}
-	err := d.ask(wire.OpStatus, func(a *wire.Answer) {
-		switch {
-		case a.Status != nil:
-			r.Status = *a.Status
-		case a.Carried != nil:
-			r.Carried = append(r.Carried, *a.Carried)
-		case a.Lost != nil:
-			r.Lost = append(r.Lost, *a.Lost)
-		case a.Problem != "":
-			r.Problems = append(r.Problems, a.Problem)
-		}
-	})
-	return r, err
+	r, err := wire.ReadReport(d.socket)
+	if errors.Is(err, unix.EACCES) {
+		r = &wire.Report{}
+		err = d.describe(busPath, busManager, r)
+	}
+	return (*report)(r), d.explain(err)
 }
 
 // unitReport is what status prints of one unit.

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"io"
+	"os"
+	"os/exec"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// agentWait is how long the agent may take to register with polkit, and to end.
+const agentWait = 10 * time.Second
+
+// startAgent starts what asks a user to authenticate, as systemctl does, if the user
+// is at a terminal; stop ends it. Without it polkit refuses what needs authentication,
+// unless the user's session has an agent.
+func (d daemon) startAgent() (stop func()) {
+	if _, err := unix.IoctlGetTermios(int(os.Stdin.Fd()), unix.TCGETS); err != nil {
+		return func() {}
+	}
+	ready, w, err := os.Pipe()
+	if err != nil {
+		return func() {}
+	}
+	defer ready.Close()
+	const notify = "3" // the first of ExtraFiles
+	agent := exec.Command(d.agent, "--notify-fd", notify, "--fallback")
+	agent.ExtraFiles = []*os.File{w}
+	agent.WaitDelay = agentWait
+	err = agent.Start()
+	_ = w.Close() // the agent has it, and closes it when it is ready
+	if err != nil {
+		return func() {}
+	}
+	if err := ready.SetReadDeadline(time.Now().Add(agentWait)); err == nil {
+		_, _ = io.Copy(io.Discard, ready) // ready, or too late: polkit says what it means
+	}
+	return func() {
+		_ = agent.Process.Signal(unix.SIGTERM)
+		_ = agent.Wait() // it was told to end
+	}
+}

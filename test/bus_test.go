@@ -120,9 +120,6 @@ func busReading(b *bed) {
 		if err := json.Unmarshal([]byte(b.sh("%sfdbridgectl list --json", as)), &list); err != nil {
 			b.Fatal(err)
 		}
-		for i := range list {
-			list[i].Session = "" // which the bus tells of each unit by itself
-		}
 		lists[as] = list
 	}
 	if diff := cmp.Diff(lists[""], lists[asNobody]); diff != "" {

@@ -27,7 +27,9 @@ func (d daemon) startAgent() (stop func()) {
 	}
 	defer ready.Close()
 	const notify = "3" // the first of ExtraFiles
-	agent := exec.Command(d.agent, "--notify-fd", notify, "--fallback")
+	// Without --fallback, which has been seen to leave a user without a login session
+	// unasked (polkit 126).
+	agent := exec.Command(d.agent, "--notify-fd", notify)
 	agent.ExtraFiles = []*os.File{w}
 	agent.WaitDelay = agentWait
 	err = agent.Start()

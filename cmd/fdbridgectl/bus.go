@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -23,6 +24,7 @@ const (
 	busName    = "org.fdbridge.Bridge1"
 	busPath    = "/org/fdbridge/Bridge1"
 	busManager = busName + ".Manager"
+	busUnit    = busName + ".Unit"
 	busSocket  = "/run/dbus/system_bus_socket"
 	// busTimeout bounds a call, in which a user may have to authenticate.
 	busTimeout = 3 * time.Minute
@@ -57,7 +59,7 @@ func (d daemon) describeUnit(unit string, into any) error {
 	if err := d.call("GetUnit", []any{unit}, &path); err != nil {
 		return err
 	}
-	return d.describe(path, busName+".Unit", into)
+	return d.describe(path, busUnit, into)
 }
 
 // checked is what the bus tells of a check: not the single units.
@@ -92,7 +94,8 @@ func (d daemon) callAt(path dbus.ObjectPath, method string, args []any, reply ..
 		return fmt.Errorf("only root may ask fdbridged itself, and the message bus cannot be asked: %w", err)
 	}
 	defer func() { _ = conn.Close() }() // all has been said
-	err = conn.Object(busName, path).CallWithContext(ctx, method, dbus.FlagAllowInteractiveAuthorization, args...).Store(reply...)
+	call := <-conn.SendWithContext(ctx, interactive(path, method, args), make(chan *dbus.Call, 1)).Done
+	err = call.Store(reply...)
 	var refused dbus.Error
 	if errors.As(err, &refused) {
 		return fmt.Errorf("%s: %w", method[strings.LastIndexByte(method, '.')+1:], refused)
@@ -100,25 +103,58 @@ func (d daemon) callAt(path dbus.ObjectPath, method string, args []any, reply ..
 	return err
 }
 
+// interactive makes the message of a call for which the user may be asked to
+// authenticate. Object.Call of package dbus takes that flag and does not send it
+// (object.go in version 5.2.4).
+func interactive(path dbus.ObjectPath, method string, args []any) *dbus.Message {
+	dot := strings.LastIndexByte(method, '.')
+	m := &dbus.Message{
+		Type:  dbus.TypeMethodCall,
+		Flags: dbus.FlagAllowInteractiveAuthorization,
+		Headers: map[dbus.HeaderField]dbus.Variant{
+			dbus.FieldDestination: dbus.MakeVariant(busName),
+			dbus.FieldPath:        dbus.MakeVariant(path),
+			dbus.FieldInterface:   dbus.MakeVariant(method[:dot]),
+			dbus.FieldMember:      dbus.MakeVariant(method[dot+1:]),
+		},
+		Body: args,
+	}
+	if len(args) > 0 {
+		m.Headers[dbus.FieldSignature] = dbus.MakeVariant(dbus.SignatureOf(args...))
+	}
+	return m
+}
+
 // unitsOnBus is units on the message bus.
 func (d daemon) unitsOnBus() ([]wire.Unit, error) {
-	var found []struct {
-		Name, State  string
-		Stored, Held uint32
-		HeldBytes    uint64
-		Lost         uint32
-		Path         dbus.ObjectPath
+	var objects map[dbus.ObjectPath]map[string]map[string]dbus.Variant
+	if err := d.callAt(busPath, "org.freedesktop.DBus.ObjectManager.GetManagedObjects", nil, &objects); err != nil {
+		return nil, err
 	}
 	list := []wire.Unit{}
-	err := d.call("ListUnits", nil, &found)
-	for _, u := range found {
-		state := wire.StateOptedIn // which a unit of another state on the bus is, too
-		if u.Held > 0 {
-			state = wire.StateHeld
+	for _, object := range objects {
+		u, err := unitOnBus(object[busUnit])
+		if err != nil {
+			return nil, err
 		}
-		list = append(list, wire.Unit{
-			Unit: u.Name, State: state, Stored: int(u.Stored), Held: int(u.Held), HeldBytes: int64(u.HeldBytes), Lost: int(u.Lost),
-		})
+		list = append(list, u)
 	}
-	return list, err
+	slices.SortFunc(list, func(a, b wire.Unit) int { return strings.Compare(a.Unit, b.Unit) })
+	return list, nil
+}
+
+// unitOnBus makes a unit of the properties of its object.
+func unitOnBus(properties map[string]dbus.Variant) (u wire.Unit, err error) {
+	var stored, held, lost uint32
+	var bytes uint64
+	for name, into := range map[string]any{
+		"Name": &u.Unit, "Session": &u.Session, "Stored": &stored, "Held": &held, "Lost": &lost, "HeldBytes": &bytes,
+	} {
+		err = errors.Join(err, dbus.Store([]any{properties[name].Value()}, into))
+	}
+	u.State, u.Stored, u.Held, u.HeldBytes, u.Lost = wire.StateOptedIn, int(stored), int(held), int64(bytes), int(lost)
+	if u.Held > 0 { // units of other states on the bus have opted in, too
+		u.State = wire.StateHeld
+	}
+	return u, err
 }

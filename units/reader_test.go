@@ -53,6 +53,9 @@ type fakeUnit struct {
 // pid1 answers as PID 1 would if it had the units.
 type pid1 map[string]fakeUnit
 
+// managerItself is what has PID 1's own properties.
+const managerItself = ""
+
 func (units pid1) serve(p *bulktest.Peer) {
 	for call := p.Call(); call != nil; call = p.Call() {
 		p.Send(units.answer(call))
@@ -76,7 +79,11 @@ func (units pid1) answer(call *dbus.Message) *dbus.Message {
 		return bulktest.Return(call, unit.entries)
 	case member == "org.freedesktop.DBus.Properties.Get":
 		for name, unit := range units {
-			if unitPath(name) != string(to) {
+			if name == managerItself {
+				if to != managerPath {
+					continue
+				}
+			} else if unitPath(name) != string(to) {
 				continue
 			}
 			property := fmt.Sprint(call.Body[0], ".", call.Body[1])

@@ -24,9 +24,13 @@ import (
 // to PID 1 about what is lost.
 const sealTimeout = 30 * time.Second
 
-// preserve runs in late shutdown, where the journal is not kept any more: what
-// it has to say goes to the kernel log. When it fails, the service manager calls
-// the kexec off.
+// stopTimeout is what the service manager is to grant each time that it says that
+// services still stop, which is every 20 s or so.
+const stopTimeout = 90 * time.Second
+
+// preserve waits until all services have stopped, where the journal is not kept any
+// more: what it has to say goes to the kernel log. When it fails, the service manager
+// calls the kexec off.
 func preserve(ctx context.Context) error {
 	log := journal.Kernel("fdbridge")
 	warnings := log.Recall()
@@ -38,14 +42,18 @@ func preserve(ctx context.Context) error {
 	for _, problem := range problems {
 		log.Warning("%v", problem)
 	}
+	shutdown := units.Shutdown{Reader: &units.Reader{Socket: units.PrivateSocket}, Root: units.CgroupRoot}
+	err = shutdown.Wait(ctx, func() error { return socket.ExtendTimeout(stopTimeout) })
+	if err != nil {
+		return notPreserved(ctx, err, log, socket)
+	}
 	// PreserveTimeoutSec=infinity is the greatest number that there is.
 	if err := socket.ExtendTimeout(min(rules.PreserveTimeout, unitfile.Infinity-sealTimeout) + sealTimeout); err != nil {
 		return errors.Join(err, socket.Close())
 	}
 	preserved, err := preserveStores(ctx, rules, socket, log, warnings)
 	if err != nil {
-		log.Err("The live update is called off: %v", err)
-		return errors.Join(err, socket.Close())
+		return notPreserved(ctx, err, log, socket)
 	}
 	if err := socket.Ready(preserved.Summary()); err != nil {
 		return errors.Join(err, preserved.Close(), socket.Close())
@@ -55,6 +63,15 @@ func preserve(ctx context.Context) error {
 	<-ctx.Done()
 	log.Warning("The service was stopped before the kexec: no fd store will be carried into the next kernel.")
 	return errors.Join(preserved.Close(), socket.Close())
+}
+
+// notPreserved is the end when nothing is preserved. Being told to stop is no failure.
+func notPreserved(ctx context.Context, err error, log *journal.Log, socket *notify.Socket) error {
+	if ctx.Err() != nil {
+		return socket.Close()
+	}
+	log.Err("The live update is called off: %v", err)
+	return errors.Join(err, socket.Close())
 }
 
 // preserveStores preserves, and fails only when the live update is to be called

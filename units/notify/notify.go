@@ -75,6 +75,9 @@ func (s *Socket) Close() error { return s.sock.Close() }
 // Ready says that the service has started, with a status line for people.
 func (s *Socket) Ready(status string) error { return s.send("READY=1\nSTATUS="+oneLine(status), nil) }
 
+// Status tells people what the service is about.
+func (s *Socket) Status(status string) error { return s.send("STATUS="+oneLine(status), nil) }
+
 // ExtendTimeout asks the service manager to wait for this long from now on, in
 // place of TimeoutStartSec= while the unit starts. It never shortens the wait.
 func (s *Socket) ExtendTimeout(wait time.Duration) error {

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package units
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/fdbridge/fdbridge/units/bulk/bulktest"
+)
+
+// shuttingDown is a PID 1 in several states one after the other, of which the last
+// remains.
+func shuttingDown(t *testing.T, states ...[2]string) *Reader {
+	t.Helper()
+	var mu sync.Mutex
+	return &Reader{Socket: bulktest.Serve(t, func(p *bulktest.Peer) {
+		mu.Lock()
+		state := states[0]
+		if len(states) > 1 {
+			states = states[1:]
+		}
+		mu.Unlock()
+		pid1{
+			shutdownTarget: {properties: map[string]any{unitInterface + ".ActiveState": state[0]}},
+			managerItself:  {properties: map[string]any{managerInterface + ".SystemState": state[1]}},
+		}.serve(p)
+	})}
+}
+
+var (
+	runs    = [2]string{"inactive", "running"}
+	stops   = [2]string{"inactive", "stopping"}
+	reached = [2]string{"active", "stopping"}
+)
+
+func TestShutdownWaitsForTheMark(t *testing.T) {
+	root := t.TempDir()
+	s := Shutdown{shuttingDown(t, stops), root}
+	times := 0
+	err := s.Wait(t.Context(), func() error {
+		times++
+		return errors.Join(os.Mkdir(filepath.Join(root, "other.slice"), 0o700), os.Mkdir(filepath.Join(root, stoppedSlice), 0o700))
+	})
+	if err != nil || times != 1 {
+		t.Errorf("Wait: %v, called %d times", err, times)
+	}
+}
+
+// A mark from before says nothing, and there is none where cgroups are of the first
+// version.
+func TestShutdownAsksWhereThereIsNoMark(t *testing.T) {
+	old := t.TempDir()
+	if err := os.Mkdir(filepath.Join(old, stoppedSlice), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, root := range []string{old, filepath.Join(old, "none")} {
+		s := Shutdown{shuttingDown(t, stops, reached), root}
+		times := 0
+		if err := s.Wait(t.Context(), func() error { times++; return nil }); err != nil || times != 1 {
+			t.Errorf("Wait: %v, called %d times", err, times)
+		}
+	}
+	s := Shutdown{shuttingDown(t, reached), old}
+	if err := s.Wait(t.Context(), func() error { return errors.New("called") }); err != nil {
+		t.Errorf("when all has stopped already: %v", err)
+	}
+}
+
+func TestShutdownThatIsNone(t *testing.T) {
+	called := errors.New("called")
+	s := Shutdown{shuttingDown(t, runs), t.TempDir()}
+	if err := s.Wait(t.Context(), func() error { return called }); !errors.Is(err, ErrCalledOff) {
+		t.Errorf("Wait on a machine that runs: %v", err)
+	}
+	s = Shutdown{shuttingDown(t, stops, runs), "/nowhere"}
+	if err := s.Wait(t.Context(), func() error { return nil }); !errors.Is(err, ErrCalledOff) {
+		t.Errorf("Wait for a shutdown that is called off: %v", err)
+	}
+	s = Shutdown{shuttingDown(t, stops), t.TempDir()}
+	if err := s.Wait(t.Context(), func() error { return called }); !errors.Is(err, called) {
+		t.Errorf("Wait: %v, want what it was told", err)
+	}
+}
+
+func TestShutdownIsWaitedForAsLongAsAllowed(t *testing.T) {
+	why := errors.New("it is told to end")
+	s := Shutdown{shuttingDown(t, stops), t.TempDir()}
+	ctx, stop := context.WithCancelCause(t.Context())
+	if err := s.Wait(ctx, func() error { stop(why); return nil }); !errors.Is(err, why) {
+		t.Errorf("Wait: %v, want %v", err, why)
+	}
+	// PID 1 is too busy to answer, and sets its mark nevertheless.
+	root := t.TempDir()
+	hangsUp := bulktest.Serve(t, func(*bulktest.Peer) { _ = os.Mkdir(filepath.Join(root, stoppedSlice), 0o700) })
+	s = Shutdown{&Reader{Socket: hangsUp}, root}
+	if err := s.Wait(t.Context(), func() error { return errors.New("called") }); err != nil {
+		t.Errorf("Wait without an answer: %v", err)
+	}
+}

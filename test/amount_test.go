@@ -7,8 +7,9 @@ package test
 // How much the scenarios do in make test, which is to end while one waits for it; make
 // soak runs those with a part of it in full: soak_test.go.
 const (
-	stride    = 3     // the distance of the steps at which a delivery is killed
+	stride    = 4     // the distance of the steps at which a delivery is killed
+	middles   = 1     // how many of those at which it is interfered with otherwise
 	manyUnits = 20    // with one fd each
 	manyFiles = 100   // of one unit
-	thorough  = false // each of the ways in which the device can be busy
+	thorough  = false // each of the ways in which the device can be busy or an update called off
 )

@@ -4,28 +4,22 @@
 
 package test
 
-import (
-	"testing"
+import "github.com/fdbridge/fdbridge/test/machine"
 
-	"github.com/fdbridge/fdbridge/test/machine"
-)
-
-// The suite that the fake kernel passes in session/sessiontest, against the
-// real one. The service is not stopped at shutdown and survives the final
-// kill, so that its sessions are open at the kexec.
-func TestRealKernelConforms(t *testing.T) {
-	b := boot(t, images.without)
-	b.file("/etc/systemd/system/luoconform.service", `[Unit]
+// realKernelConforms runs the suite that the fake kernel passes, too, on the real one.
+// The service is not stopped at shutdown and survives the final kill, so that its
+// sessions are open at the kexec.
+func realKernelConforms() scenario {
+	const text = `[Unit]
 DefaultDependencies=no
 SurviveFinalKillSignal=yes
 [Service]
 Type=notify
-ExecStart=@`+machine.GuestPrograms+`luoconform @luoconform before
-StandardOutput=file:/run/luoconform
-`)
-	b.sh("systemctl daemon-reload")
-	t.Log(b.sh("systemctl start luoconform.service || { cat /run/luoconform >&2; exit 1; }; cat /run/luoconform"))
-	b.kexec()
-	t.Log(b.sh(machine.GuestPrograms + "luoconform after"))
-	b.off()
+ExecStart=@` + machine.GuestPrograms + `luoconform @luoconform before
+StandardOutput=file:/run/conforms
+`
+	return scenario{"the real kernel conforms", map[string]string{"luoconform.service": text}, func(b *bed) func(*bed) {
+		b.Log(b.sh("cat /run/conforms; systemctl -q is-active luoconform.service"))
+		return func(b *bed) { b.Log(b.sh(machine.GuestPrograms + "luoconform after")) }
+	}}
 }

@@ -20,7 +20,7 @@ import (
 func TestFdbridgectlShowsWhatThereIs(t *testing.T) {
 	b := boot(t, images.with)
 	b.units(map[string]string{"a.service": byHand(optIn, "sealed,memfd,4096,7,6", "plain,memfd,100", "p,pipe")})
-	b.says("nobody", "setpriv --reuid=65534 --clear-groups fdbridgectl show a 2>&1 || true", "only root may ask fdbridged")
+	b.says("nobody", "setpriv --reuid=65534 --clear-groups fdbridgectl inspect fdbridge 2>&1 || true", "only root may ask fdbridged")
 	b.says("nobody", "setpriv --reuid=65534 --clear-groups fdbridgectl features", "Live update: on", "permission denied")
 	before := b.show("a")
 	if len(before) != 3 {

@@ -9,9 +9,9 @@ import (
 	"strings"
 )
 
-// inTheMiddle are steps of a fdbridge-inject that has two fds to deliver: before
-// the first is stored, before the second is, and before it says that both are.
-var inTheMiddle = []int{4, 6, 8}
+// inTheMiddle are steps of a fdbridge-inject that has two fds to deliver: before the
+// second is stored, before the first is, and before it says that both are.
+var inTheMiddle = []int{6, 4, 8}[:middles]
 
 // begun starts a unit and holds its delivery at a step.
 func (b *bed) begun(unit string, step int) {
@@ -96,7 +96,7 @@ func stoppedMeanwhile() fault {
 // PID 1 executes itself anew. That turns the order of stores round, as
 // daemon-reload does, so it does not come when both fds are in the store.
 func pid1Again() fault {
-	units := numbered("t-reexec", 2)
+	units := numbered("t-reexec", min(middles, 2)) // of the third step see above
 	return fault{"PID 1 executes itself anew", each(units, twoFiles), func(b *bed, truth map[string][]found) {
 		for i, unit := range units {
 			b.begun(unit, inTheMiddle[i])

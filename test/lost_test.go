@@ -14,7 +14,8 @@ import (
 )
 
 // A live update that never arrives loses what it was to carry. The next boot is
-// as after any reboot, and says so once.
+// as after any reboot, and says so once. An ordinary reboot and a power-off are as
+// without fdbridge.
 func TestAnUpdateThatDoesNotArriveIsReported(t *testing.T) {
 	b := bootConfig(t, vm.Config{Image: images.with, Disk: filepath.Join(t.TempDir(), "disk.img"), AllowReboot: true})
 	// reboot(2) answers EINVAL when no kernel is loaded, and systemd-shutdown
@@ -51,14 +52,20 @@ func TestAnUpdateThatDoesNotArriveIsReported(t *testing.T) {
 	}
 	reported("a kexec that failed")
 	b.file(dropIn, "[Service]\nExecStartPre=sleep infinity\nTimeoutStartSec=infinity\n")
+	b.restarted("a.service")
+	said := len(b.m.Console())
 	if err := b.m.Reboot(b.ctx); err != nil {
 		b.Fatal(err)
 	}
 	b.settled()
+	leftAlone(b, said)
+	if list := b.report("a.service"); len(list) != 0 {
+		b.Errorf("the unit has got fds through a reboot: %+v", list)
+	}
 	b.noProblems()
 
 	b.restarted("a.service")
-	said := len(b.m.Console())
+	said = len(b.m.Console())
 	b.sh("systemctl start late.service; systemctl stop late.service; sync; kexec -s -l /boot/bzImage --reuse-cmdline; systemctl kexec --no-block")
 	b.console(said, "Started", "fdbridge-preserve.service")
 	if err := b.m.PowerCut(b.ctx); err != nil {
@@ -70,7 +77,7 @@ func TestAnUpdateThatDoesNotArriveIsReported(t *testing.T) {
 	// generators when it was reloaded.
 	const generator = "/usr/lib/systemd/system-generators/fdbridge-generator"
 	b.sh("rm %s; chmod -x %s; systemctl daemon-reload; chmod +x %[2]s", dropIn, generator)
-	b.sh("timeout 30 sh -c 'until systemctl -q is-active fdbridge-pin-*.target; do sleep 0.1; done'")
+	pinned(b)
 	if got := b.sh("journalctl -q -b -t fdbridged -p err -o cat"); !strings.Contains(got, "did not run fdbridge's generator") {
 		b.Errorf("the log does not say that the generator did not run: %s", got)
 	}
@@ -78,7 +85,10 @@ func TestAnUpdateThatDoesNotArriveIsReported(t *testing.T) {
 	b.kexec()
 	b.same(truth)
 	b.noProblems()
+	removal(b)
+	said = len(b.m.Console())
 	b.off()
+	leftAlone(b, said)
 }
 
 // console waits, for a minute at most, until the guest has written a line with

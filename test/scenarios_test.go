@@ -12,7 +12,6 @@ import (
 	"testing"
 
 	"github.com/fdbridge/fdbridge/bridge/wire"
-	"github.com/fdbridge/fdbridge/internal/vm"
 	"github.com/fdbridge/fdbridge/test/contents"
 	"github.com/fdbridge/fdbridge/test/machine"
 )
@@ -28,7 +27,7 @@ type scenario struct {
 // matter to whether others go through it with them.
 func TestKernelUpdate(t *testing.T) {
 	b := boot(t, images.with)
-	b.update(everywhere()...)
+	b.update(append(everywhere(), realKernelConforms())...)
 	b.off()
 }
 
@@ -226,13 +225,14 @@ func TestNamesAndNumbersThatSystemdAllows(t *testing.T) {
 		const readWrite = 2
 		truth[unit] = []found{{Name: "one", Type: "memfd", Size: 4096, Flags: readWrite, Sum: contents.Of(unit, "one", 4096)}}
 	}
-	b.units(map[string]string{
+	files := map[string]string{
 		"names.service": service(optIn, all.String()+",memfd,10", "same,memfd,1", "same,memfd,2", "same,memfd,3",
 			"-,memfd,4", ",memfd,5", strings.Repeat("x", 255)+",memfd,6"),
 		"many.service":  service(optIn, many...),
 		"kinds.service": service(optIn, "n,noexec,5000,7", "r,readonly,5000,8", "both,noexec,5000,9,0x3"),
 		"x@.service":    service(optIn, "one,memfd,4096"),
-	}, instances...)
+	}
+	b.units(files, instances...)
 	maps.Copy(truth, b.restarted("names.service", "many.service", "kinds.service", long))
 	if n := len(truth["many.service"]); n != 500 {
 		b.Fatalf("many.service has %d fds, want 500", n)
@@ -269,46 +269,44 @@ func TestWithoutLiveUpdateNothingHappens(t *testing.T) {
 // kernelLog is how fdbridge's messages in the kernel log begin.
 const kernelLog = "] fdbridge: "
 
-// An ordinary reboot and a power-off, and the removal of the package.
-func TestOrdinaryRebootIsLeftAlone(t *testing.T) {
-	b := bootConfig(t, vm.Config{Image: images.with, AllowReboot: true})
-	b.units(map[string]string{"a.service": service(optIn, "a,memfd,4096")})
-	b.restarted("a.service")
-	if err := b.m.Reboot(b.ctx); err != nil {
-		b.Fatal(err)
-	}
-	b.settled()
-	if list := b.report("a.service"); len(list) != 0 {
-		b.Errorf("the unit has got fds through a reboot: %+v", list)
-	}
-	b.noProblems()
-	removal(b)
-	b.off()
+// pinned waits until fdbridged has pinned a unit.
+func pinned(b *bed) {
+	b.Helper()
+	b.until("systemctl -q is-active fdbridge-pin-*.target")
+}
+
+// leftAlone checks that fdbridge had no part in a reboot or power-off, by what the
+// console says since then.
+func leftAlone(b *bed, since int) {
+	b.Helper()
 	for _, trace := range []string{kernelLog, "A stop job is running", "fdbridge-preserve.service"} {
-		if strings.Contains(b.m.Console(), trace) {
+		if strings.Contains(b.m.Console()[since:], trace) {
 			b.Errorf("the console has %q: fdbridge was part of a reboot or power-off", trace)
 		}
 	}
 }
 
-// removal takes the package away under a running unit and brings it back.
+// removal takes the package away under a running unit, brings it back, and takes it
+// away for good.
 func removal(b *bed) {
 	b.Helper()
-	b.sh("cp /etc/systemd/system/a.service '/etc/systemd/system/i@.service'; systemctl daemon-reload; systemctl start i@1.service")
-	b.sh("timeout 30 sh -c 'until systemctl -q is-active fdbridge-pin-*.target; do sleep 0.1; done'")
+	text := byHand(optIn, "a,memfd,4096")
+	b.units(map[string]string{"r.service": text, "i@.service": text})
+	b.sh("systemctl start i@1.service")
+	pinned(b)
 	b.sh("dpkg --remove fdbridge")
 	const traces = `find / -xdev -path /proc -prune -o -name '*fdbridge*' -print | grep -v -e ^/var/lib/dpkg/info -e ^/usr/lib/fdbridge-test -e ^/root || true
 find /run -name '*fdbridge*' -not -name '*virtio*'; systemctl list-units --all --plain --no-legend '*fdbridge*' | grep -v virtio || true
-systemctl show -P DropInPaths -P ExecStartPre a.service i@1.service`
+systemctl show -P DropInPaths -P ExecStartPre r.service i@1.service`
 	if got := b.sh("%s", traces); got != "/etc/fdbridge\n/etc/fdbridge/fdbridge.conf" {
 		b.Errorf("what is left of a removed fdbridge is more than its configuration:\n%s", got)
 	}
-	if n := b.sh("systemctl show -P NFileDescriptorStore a.service"); n != "1" {
+	if n := b.sh("systemctl show -P NFileDescriptorStore r.service"); n != "1" {
 		b.Errorf("a running unit has %s fds in its store, want 1", n)
 	}
 	b.sh("dpkg --install %s", guestDeb)
-	if u := b.list()["a.service"]; u.State != wire.StateOptedIn || u.Stored != 1 {
-		b.Errorf("after the installation a.service is listed as %+v", u)
+	if u := b.list()["r.service"]; u.State != wire.StateOptedIn || u.Stored != 1 {
+		b.Errorf("after the installation r.service is listed as %+v", u)
 	}
 	b.sh("dpkg --purge fdbridge")
 	if got := b.sh("%s", traces); got != "" {

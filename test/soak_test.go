@@ -27,6 +27,7 @@ var (
 // What amount_test.go has less of.
 const (
 	stride    = 1
+	middles   = 3
 	manyUnits = 100
 	manyFiles = 2000
 	thorough  = true

@@ -67,7 +67,7 @@ func run(ctx context.Context, args []string) error {
 	case args[0] == "image":
 		return show(image, nil)
 	case args[0] == "boot":
-		return boot(ctx, vm.Config{Kernel: kernel, Image: image, Log: log})
+		return boot(ctx, vm.Config{Kernel: kernel, Image: image, KernelArgs: []string{"login"}, Log: log})
 	}
 	return errors.New(usage)
 }

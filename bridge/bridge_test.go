@@ -24,6 +24,7 @@ import (
 	"github.com/fdbridge/fdbridge/session"
 	"github.com/fdbridge/fdbridge/session/sessiontest"
 	"github.com/fdbridge/fdbridge/units"
+	"github.com/fdbridge/fdbridge/units/generator"
 )
 
 // world is a fake kernel and a PID 1 above it.
@@ -77,7 +78,10 @@ func (w *world) preserver() *bridge.Preserver {
 			return unit == "excluded.service" || unit == bridge.OwnUnit || unit == rescueUnit
 		},
 		Required: func(unit string) bool { return unit == "required.service" },
-		Rescue:   keeper{m: w.manager, unit: rescueUnit},
+		Early: func(unit string) generator.Early {
+			return map[string]generator.Early{"early.service": generator.EarlyYes, "never.service": generator.EarlyNo}[unit]
+		},
+		Rescue: keeper{m: w.manager, unit: rescueUnit},
 		Record: func(index *kho.Index) error {
 			w.recorded = index
 			return w.unrecorded

@@ -170,7 +170,7 @@ func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) 
 		if !store.OptedIn() || p.Excluded(store.Unit) {
 			return
 		}
-		made, entries := p.captured(store, found.shared)
+		made, entries := p.captured(store, packer, found.shared)
 		if len(made.items) == 0 {
 			return
 		}
@@ -198,6 +198,10 @@ func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) 
 			}
 		}
 	}
+	if failed := packer.renew(); failed != nil {
+		found.close()
+		return nil, fmt.Errorf("%w: %w", errPrepared, failed)
+	}
 	if err != nil { // the others go on
 		p.Log.Err("Not every fd store can be read, what is in the others will be lost: %v", err)
 	}
@@ -206,12 +210,15 @@ func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) 
 
 // captured makes a parcel of a unit's store, whose files are still to be had, and
 // returns the entries that they are of.
-func (p *Preserver) captured(store *units.Store, leaves bool) (made *parcel, entries []units.Entry) {
+func (p *Preserver) captured(store *units.Store, packer *packer, leaves bool) (made *parcel, entries []units.Entry) {
 	made = &parcel{
 		unit:     store.Unit,
 		identity: kho.Identity{Fragment: store.FragmentPath, User: store.User, Group: store.Group},
 		origin:   p.Origin,
 		leaves:   leaves,
+	}
+	if early := packer.early[store.Unit]; early != nil {
+		made.rooms = []*room{early}
 	}
 	entries = made.ours(store.Entries)
 	made.items = items(entries)

@@ -29,11 +29,14 @@ type packer struct {
 	rooms   []*room // the units', in the order of their creation
 	claims  map[inode]*claim
 	refused []func()
+	early   map[string]*room // by unit, those that Prepare has made
 }
 
 // claim is a file that is preserved once, for all that want it.
 type claim struct {
 	opens []*fd.FD // its open files; the kernel carries the first
+	// early says that Prepare has preserved it, and used that it is in a store still.
+	early, used bool
 	// What follows is set when it has been packed.
 	room  *room
 	token uint64
@@ -44,15 +47,23 @@ type claim struct {
 type room struct {
 	name    string
 	session *session.Session
+	early   bool // it is to be made anew if need be, see renew
 
 	mu   sync.Mutex
+	held []held // what is in it, if it is early
 	next uint64 // the token of the next file
 	used bool   // there is something in it
 	full bool   // the kernel takes no more files into it
 }
 
-func newPacker(device *session.Device, done *Preserved) *packer {
-	return &packer{device: device, done: done, names: map[string]bool{}, claims: map[inode]*claim{}}
+// held is a file in a session.
+type held struct {
+	file  *fd.FD
+	token uint64
+}
+
+func newPacker(done *Preserved) *packer {
+	return &packer{done: done, names: map[string]bool{}, claims: map[inode]*claim{}, early: map[string]*room{}}
 }
 
 // create creates a session; the caller has k.mu once work has begun.
@@ -78,7 +89,7 @@ func (k *packer) pack(p *parcel) {
 			continue
 		}
 		if !first {
-			waits = true
+			waits = waits || !it.shared.early
 			continue
 		}
 		c := it.shared
@@ -125,6 +136,7 @@ func (k *packer) claim(it *item) (first bool, err error) {
 		return true, nil
 	}
 	it.shared = c
+	c.used = true
 	for n, open := range c.opens {
 		if it.apart {
 			break
@@ -217,6 +229,9 @@ func (r *room) preserve(f *fd.FD, token uint64) error {
 	err := r.session.Preserve(f, token)
 	r.full = errors.Is(err, session.ErrLimit)
 	r.used = r.used || err == nil
+	if r.early && err == nil {
+		r.held = append(r.held, held{f, token})
+	}
 	return err
 }
 
@@ -250,7 +265,7 @@ func (k *packer) manifest(p *parcel) {
 	if p.index.Entries == 0 {
 		return
 	}
-	at, token, err := k.place(p, func(r *room) (uint64, error) { return r.seal(m, slices.Contains(p.rooms, r)) })
+	at, token, err := k.place(p, func(r *room) (uint64, error) { return k.seal(r, m, slices.Contains(p.rooms, r)) })
 	if err != nil {
 		p.index = allLost(m, err)
 		return
@@ -265,7 +280,7 @@ func (k *packer) manifest(p *parcel) {
 
 // seal preserves a manifest, under the token that is its own if the session is
 // its unit's own, and returns the token.
-func (r *room) seal(m *kho.Manifest, own bool) (uint64, error) {
+func (k *packer) seal(r *room, m *kho.Manifest, own bool) (uint64, error) {
 	here := *m
 	here.Entries = slices.Clone(m.Entries)
 	for i := range here.Entries {
@@ -277,7 +292,13 @@ func (r *room) seal(m *kho.Manifest, own bool) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	defer func() { _ = f.Close() }() // of a memfd, which has nothing to flush
+	if r.early { // it may have to be put there again
+		k.mu.Lock()
+		k.done.files = append(k.done.files, f)
+		k.mu.Unlock()
+	} else {
+		defer func() { _ = f.Close() }() // of a memfd, which has nothing to flush
+	}
 	if !own {
 		return r.put(f)
 	}

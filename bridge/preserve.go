@@ -15,6 +15,7 @@ import (
 	"github.com/fdbridge/fdbridge/kho"
 	"github.com/fdbridge/fdbridge/session"
 	"github.com/fdbridge/fdbridge/units"
+	"github.com/fdbridge/fdbridge/units/generator"
 )
 
 const (
@@ -59,6 +60,8 @@ type Preserver struct {
 	// Required tells whether the live update is to be called off when anything
 	// of a unit cannot be carried.
 	Required func(unit string) bool
+	// Early says what of a unit's store may be preserved ahead, by Prepare.
+	Early func(unit string) generator.Early
 	// Partly says that the rest is carried when PID 1 does not tell of all stores.
 	Partly bool
 	// Rescue is the fd store of this process's own unit, for what has to be
@@ -71,7 +74,12 @@ type Preserver struct {
 	// Warnings returns what Log was told that needs attention: the index takes it to
 	// the next kernel.
 	Warnings func() []string
+
+	ahead *packer // what Prepare has preserved
 }
+
+// errPrepared says that what was preserved ahead cannot be used.
+var errPrepared = errors.New("what was prepared cannot be used")
 
 // ErrRequired says that something would be lost that is required, and that the
 // live update is to be called off.
@@ -124,13 +132,25 @@ func (p *Preserved) Summary() string {
 // The caller owns what is returned and keeps it open until the kexec.
 func (p *Preserver) Run(ctx context.Context) (_ *Preserved, err error) {
 	start := time.Now()
-	done := &Preserved{Index: &kho.Index{Origin: p.Origin}}
+	packer := p.ahead
+	if p.ahead = nil; packer == nil {
+		packer = newPacker(&Preserved{})
+	}
+	index, err := p.fill(ctx, packer)
+	if errors.Is(err, errPrepared) {
+		p.Log.Warning("What was prepared is preserved anew: %v", err)
+		err = packer.done.Close()
+		packer = newPacker(&Preserved{})
+		if err == nil {
+			index, err = p.fill(ctx, packer)
+		}
+	}
+	done := packer.done
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("preserve the fd stores: %w", err), done.Close())
 		}
 	}()
-	index, err := p.fill(ctx, done)
 	if err != nil {
 		return nil, err
 	}
@@ -212,15 +232,16 @@ func (p *Preserver) giveUpOwn(own *units.Store) {
 // fill puts all that there is to carry into sessions, and returns that of the
 // index, which is still empty. It has the device open meanwhile: all services
 // have stopped, and nobody else wants it before the kexec.
-func (p *Preserver) fill(ctx context.Context, done *Preserved) (index *session.Session, err error) {
+func (p *Preserver) fill(ctx context.Context, packer *packer) (index *session.Session, err error) {
+	done := packer.done
+	done.Index = &kho.Index{Origin: p.Origin}
 	wait, stop := context.WithTimeout(ctx, deviceTimeout)
 	defer stop()
-	device, err := session.OpenWait(wait, p.Kernel, p.Device)
+	packer.device, err = session.OpenWait(wait, p.Kernel, p.Device)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, device.Close()) }()
-	packer := newPacker(device, done)
+	defer func() { err = errors.Join(err, packer.device.Close()) }()
 	index, err = packer.create(kho.IndexSession)
 	if err != nil {
 		return nil, err

@@ -196,7 +196,7 @@ func heldUntilStarted() scenario {
 }
 
 // Names with all characters that systemd allows, equal names and none, a unit
-// name of 255 characters, 500 fds in a unit, and manyUnits.
+// name of 255 characters, 500 fds in a unit, and manyUnits. What can be is prepared.
 func TestNamesAndNumbersThatSystemdAllows(t *testing.T) {
 	b := boot(t, images.with)
 	var all strings.Builder
@@ -225,6 +225,7 @@ func TestNamesAndNumbersThatSystemdAllows(t *testing.T) {
 		const readWrite = 2
 		truth[unit] = []found{{Name: "one", Type: "memfd", Size: 4096, Flags: readWrite, Sum: contents.Of(unit, "one", 4096)}}
 	}
+	ahead := preparedAhead()
 	files := map[string]string{
 		"names.service": service(optIn, all.String()+",memfd,10", "same,memfd,1", "same,memfd,2", "same,memfd,3",
 			"-,memfd,4", ",memfd,5", strings.Repeat("x", 255)+",memfd,6"),
@@ -232,13 +233,16 @@ func TestNamesAndNumbersThatSystemdAllows(t *testing.T) {
 		"kinds.service": service(optIn, "n,noexec,5000,7", "r,readonly,5000,8", "both,noexec,5000,9,0x3"),
 		"x@.service":    service(optIn, "one,memfd,4096"),
 	}
+	maps.Copy(files, ahead.units)
 	b.units(files, instances...)
 	maps.Copy(truth, b.restarted("names.service", "many.service", "kinds.service", long))
 	if n := len(truth["many.service"]); n != 500 {
 		b.Fatalf("many.service has %d fds, want 500", n)
 	}
+	after := ahead.before(b)
 	b.kexec()
 	b.same(truth)
+	after(b)
 	b.noProblems()
 	b.off()
 }

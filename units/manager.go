@@ -90,6 +90,16 @@ func (m *Manager) Close() error {
 	return err
 }
 
+// Stop stops a unit, and does not wait until it has.
+func (m *Manager) Stop(ctx context.Context, unit string) error {
+	ctx, stop := context.WithTimeout(ctx, CallTimeout)
+	defer stop()
+	if _, err := m.sd.StopUnitContext(ctx, unit, "replace", nil); err != nil {
+		return fmt.Errorf("stop %s: %w: %w", unit, ErrManager, err)
+	}
+	return nil
+}
+
 // Start starts a unit, and does not wait until it has.
 func (m *Manager) Start(ctx context.Context, unit string) error {
 	ctx, stop := context.WithTimeout(ctx, CallTimeout)

@@ -35,20 +35,25 @@ const (
 	askUnmarked = time.Second
 )
 
-// ErrCalledOff says that no shutdown is under way, or not any more.
+// ErrCalledOff says that a shutdown that was under way is so no more.
 var ErrCalledOff = errors.New("the shutdown was called off")
+
+// ErrNoShutdown says that no shutdown was begun in time.
+var ErrNoShutdown = errors.New("no shutdown has been begun")
 
 // Shutdown waits for the end of what a shutdown stops.
 type Shutdown struct {
 	Reader *Reader
 	Root   string // CgroupRoot but in tests
+	// Within is how long to wait for a shutdown to begin.
+	Within time.Duration
 }
 
 // Wait returns when PID 1 has reached shutdown.target on the way to a kexec, from
 // which on no service runs that a shutdown stops, and its fd store does not change. It
-// returns ErrCalledOff when no shutdown is under way, or why ctx has ended. How long
-// services take to stop is PID 1's to bound: Wait calls alive at first and every
-// twenty seconds or so, as long as PID 1 says that it is about it.
+// returns ErrNoShutdown or ErrCalledOff when there is no shutdown to wait for, or why
+// ctx has ended. How long services take to stop is PID 1's to bound: Wait calls alive at
+// first and every twenty seconds or so, as long as there is something to wait for.
 func (s *Shutdown) Wait(ctx context.Context, alive func() error) error {
 	interval := askMarked
 	marked, stop, err := watchMark(s.Root)
@@ -57,12 +62,22 @@ func (s *Shutdown) Wait(ctx context.Context, alive func() error) error {
 	} else {
 		defer stop()
 	}
+	late, begun := s.Within == 0, false
+	var begins <-chan time.Time
+	if !late {
+		begins = time.After(s.Within)
+	}
 	for {
-		reached, err := s.ask(ctx)
+		state, err := s.ask(ctx)
+		begun = begun || state == stopping
 		switch {
 		case errors.Is(err, ErrManager) && ctx.Err() == nil: // it may be too busy to answer
-		case reached || err != nil:
+		case state == stopped || err != nil:
 			return err
+		case state == running && begun:
+			return ErrCalledOff
+		case state == running && late:
+			return ErrNoShutdown
 		default:
 			if err := alive(); err != nil {
 				return err
@@ -71,6 +86,8 @@ func (s *Shutdown) Wait(ctx context.Context, alive func() error) error {
 		select {
 		case <-marked:
 			return nil
+		case <-begins:
+			late = true
 		case <-time.After(interval):
 		case <-ctx.Done():
 			return context.Cause(ctx)
@@ -78,8 +95,17 @@ func (s *Shutdown) Wait(ctx context.Context, alive func() error) error {
 	}
 }
 
-// ask asks PID 1 whether shutdown.target is reached.
-func (s *Shutdown) ask(ctx context.Context) (reached bool, err error) {
+// progress is how far a shutdown has come.
+type progress int
+
+const (
+	running  progress = iota // there is none
+	stopping                 // services stop
+	stopped                  // shutdown.target is reached
+)
+
+// ask asks PID 1.
+func (s *Shutdown) ask(ctx context.Context) (progress, error) {
 	var target, system string
 	text := func(into *string) func(b *bulk.Reader) {
 		return func(b *bulk.Reader) { b.Variant("s"); *into = b.Text() }
@@ -88,7 +114,7 @@ func (s *Shutdown) ask(ctx context.Context) (reached bool, err error) {
 		getProperty(unitPath(shutdownTarget), unitInterface, "ActiveState", text(&target)),
 		getProperty(managerPath, managerInterface, "SystemState", text(&system)),
 	}
-	err = s.Reader.connected(ctx, func(ctx context.Context, a asker) error { return a.calls(ctx, calls, nil) })
+	err := s.Reader.connected(ctx, func(ctx context.Context, a asker) error { return a.calls(ctx, calls, nil) })
 	for i := range calls {
 		if calls[i].Err != nil {
 			err = errors.Join(err, fmt.Errorf("%w: %w", ErrManager, calls[i].Err))
@@ -96,13 +122,19 @@ func (s *Shutdown) ask(ctx context.Context) (reached bool, err error) {
 	}
 	switch {
 	case err != nil:
-		return false, fmt.Errorf("ask whether all services have stopped: %w", err)
+		return running, fmt.Errorf("ask whether all services have stopped: %w", err)
 	case target == "active":
-		return true, nil
-	case system != "stopping":
-		return false, ErrCalledOff
+		return stopped, nil
+	case system == "stopping":
+		return stopping, nil
 	}
-	return false, nil
+	return running, nil
+}
+
+// Begun tells whether a shutdown is under way.
+func (s *Shutdown) Begun(ctx context.Context) (bool, error) {
+	state, err := s.ask(ctx)
+	return state != running, err
 }
 
 // watchMark returns what is closed when the cgroup of stoppedSlice is made, and what

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/fdbridge/fdbridge/units/bulk/bulktest"
 )
@@ -40,7 +41,7 @@ var (
 
 func TestShutdownWaitsForTheMark(t *testing.T) {
 	root := t.TempDir()
-	s := Shutdown{shuttingDown(t, stops), root}
+	s := Shutdown{Reader: shuttingDown(t, stops), Root: root}
 	times := 0
 	err := s.Wait(t.Context(), func() error {
 		times++
@@ -59,13 +60,13 @@ func TestShutdownAsksWhereThereIsNoMark(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, root := range []string{old, filepath.Join(old, "none")} {
-		s := Shutdown{shuttingDown(t, stops, reached), root}
+		s := Shutdown{Reader: shuttingDown(t, stops, reached), Root: root}
 		times := 0
 		if err := s.Wait(t.Context(), func() error { times++; return nil }); err != nil || times != 1 {
 			t.Errorf("Wait: %v, called %d times", err, times)
 		}
 	}
-	s := Shutdown{shuttingDown(t, reached), old}
+	s := Shutdown{Reader: shuttingDown(t, reached), Root: old}
 	if err := s.Wait(t.Context(), func() error { return errors.New("called") }); err != nil {
 		t.Errorf("when all has stopped already: %v", err)
 	}
@@ -73,15 +74,23 @@ func TestShutdownAsksWhereThereIsNoMark(t *testing.T) {
 
 func TestShutdownThatIsNone(t *testing.T) {
 	called := errors.New("called")
-	s := Shutdown{shuttingDown(t, runs), t.TempDir()}
-	if err := s.Wait(t.Context(), func() error { return called }); !errors.Is(err, ErrCalledOff) {
+	s := Shutdown{Reader: shuttingDown(t, runs), Root: t.TempDir()}
+	if err := s.Wait(t.Context(), func() error { return called }); !errors.Is(err, ErrNoShutdown) {
 		t.Errorf("Wait on a machine that runs: %v", err)
 	}
-	s = Shutdown{shuttingDown(t, stops, runs), "/nowhere"}
+	s.Within = 10 * time.Millisecond
+	if err := s.Wait(t.Context(), func() error { return nil }); !errors.Is(err, ErrNoShutdown) {
+		t.Errorf("Wait for a shutdown that does not begin: %v", err)
+	}
+	s = Shutdown{Reader: shuttingDown(t, runs, stops, reached), Root: "/nowhere", Within: time.Hour}
+	if err := s.Wait(t.Context(), func() error { return nil }); err != nil {
+		t.Errorf("Wait for a shutdown that begins: %v", err)
+	}
+	s = Shutdown{Reader: shuttingDown(t, stops, runs), Root: "/nowhere"}
 	if err := s.Wait(t.Context(), func() error { return nil }); !errors.Is(err, ErrCalledOff) {
 		t.Errorf("Wait for a shutdown that is called off: %v", err)
 	}
-	s = Shutdown{shuttingDown(t, stops), t.TempDir()}
+	s = Shutdown{Reader: shuttingDown(t, stops), Root: t.TempDir()}
 	if err := s.Wait(t.Context(), func() error { return called }); !errors.Is(err, called) {
 		t.Errorf("Wait: %v, want what it was told", err)
 	}
@@ -89,7 +98,7 @@ func TestShutdownThatIsNone(t *testing.T) {
 
 func TestShutdownIsWaitedForAsLongAsAllowed(t *testing.T) {
 	why := errors.New("it is told to end")
-	s := Shutdown{shuttingDown(t, stops), t.TempDir()}
+	s := Shutdown{Reader: shuttingDown(t, stops), Root: t.TempDir()}
 	ctx, stop := context.WithCancelCause(t.Context())
 	if err := s.Wait(ctx, func() error { stop(why); return nil }); !errors.Is(err, why) {
 		t.Errorf("Wait: %v, want %v", err, why)
@@ -97,7 +106,7 @@ func TestShutdownIsWaitedForAsLongAsAllowed(t *testing.T) {
 	// PID 1 is too busy to answer, and sets its mark nevertheless.
 	root := t.TempDir()
 	hangsUp := bulktest.Serve(t, func(*bulktest.Peer) { _ = os.Mkdir(filepath.Join(root, stoppedSlice), 0o700) })
-	s = Shutdown{&Reader{Socket: hangsUp}, root}
+	s = Shutdown{Reader: &Reader{Socket: hangsUp}, Root: root}
 	if err := s.Wait(t.Context(), func() error { return errors.New("called") }); err != nil {
 		t.Errorf("Wait without an answer: %v", err)
 	}

@@ -17,16 +17,47 @@ type State struct {
 	Requires []string // the units that it requires
 }
 
+// Service is what PID 1 says of a service that has a status.
+type Service struct {
+	Active string // as in State
+	Status string // what it says itself, empty unless it has since it was started
+}
+
+// Service returns what PID 1 says of a service.
+func (r *Reader) Service(ctx context.Context, unit string) (Service, error) {
+	var s Service
+	err := r.properties(ctx, unit, []property{
+		{unitInterface, "ActiveState", "s", func(b *bulk.Reader) { s.Active = b.Text() }},
+		{serviceInterface, "StatusText", "s", func(b *bulk.Reader) { s.Status = b.Text() }},
+	})
+	return s, err
+}
+
 // State returns the state of a unit. PID 1 loads it for that when it is not.
 func (r *Reader) State(ctx context.Context, unit string) (State, error) {
 	var s State
-	property := func(name, signature string, read func(b *bulk.Reader)) bulk.Call {
-		return getProperty(unitPath(unit), unitInterface, name, func(b *bulk.Reader) { b.Variant(signature); read(b) })
+	err := r.properties(ctx, unit, []property{
+		{unitInterface, "LoadState", "s", func(b *bulk.Reader) { s.Load = b.Text() }},
+		{unitInterface, "ActiveState", "s", func(b *bulk.Reader) { s.Active = b.Text() }},
+		{unitInterface, "Requires", "as", func(b *bulk.Reader) { s.Requires = b.Texts() }},
+	})
+	if err != nil {
+		return State{}, err
 	}
-	calls := []bulk.Call{
-		property("LoadState", "s", func(b *bulk.Reader) { s.Load = b.Text() }),
-		property("ActiveState", "s", func(b *bulk.Reader) { s.Active = b.Text() }),
-		property("Requires", "as", func(b *bulk.Reader) { s.Requires = b.Texts() }),
+	return s, nil
+}
+
+// property is one to be read, of a type.
+type property struct {
+	iface, name, signature string
+	read                   func(b *bulk.Reader)
+}
+
+// properties reads properties of a unit.
+func (r *Reader) properties(ctx context.Context, unit string, list []property) error {
+	var calls []bulk.Call
+	for _, p := range list {
+		calls = append(calls, getProperty(unitPath(unit), p.iface, p.name, func(b *bulk.Reader) { b.Variant(p.signature); p.read(b) }))
 	}
 	err := r.connected(ctx, func(ctx context.Context, a asker) error { return a.calls(ctx, calls, nil) })
 	for i := range calls {
@@ -34,8 +65,5 @@ func (r *Reader) State(ctx context.Context, unit string) (State, error) {
 			err = errors.Join(err, fmt.Errorf("read the state of %s: %w: %w", unit, ErrManager, calls[i].Err))
 		}
 	}
-	if err != nil {
-		return State{}, err
-	}
-	return s, nil
+	return err
 }

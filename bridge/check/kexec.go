@@ -16,6 +16,9 @@ type Kexec struct {
 	Check func(ctx context.Context, target *Target) (*Result, error) // a Checker's Run
 	// Load loads a kernel; kho.LoadKernel does.
 	Load func(kernel, initrd *os.File, cmdline string) error
+	// Prepare has preserved what can be while services run. That it could not is no
+	// reason not to go on, and for Prepare to tell.
+	Prepare func(ctx context.Context)
 	// Start has the service manager stop everything and boot the kernel that
 	// is loaded.
 	Start func() error
@@ -29,7 +32,7 @@ type Options struct {
 	Force   bool   // begin whatever the check says
 }
 
-// Run checks, loads the kernel, and starts. report is called with what the check
+// Run checks, loads the kernel, prepares, and starts. report is called with what the check
 // found before anything is changed. The error is ErrRefused if the check is why
 // nothing was done. A kernel that was loaded stays loaded when starting fails.
 func (k *Kexec) Run(ctx context.Context, o Options, report func(*Result) error) error {
@@ -37,6 +40,7 @@ func (k *Kexec) Run(ctx context.Context, o Options, report func(*Result) error) 
 		if err := k.check(ctx, nil, o.Force, report); err != nil {
 			return err
 		}
+		k.Prepare(ctx)
 		return k.Start()
 	}
 	kernel, err := os.Open(o.Kernel)
@@ -62,6 +66,7 @@ func (k *Kexec) Run(ctx context.Context, o Options, report func(*Result) error) 
 	if err := k.Load(kernel, initrd, o.Cmdline); err != nil {
 		return err
 	}
+	k.Prepare(ctx)
 	return k.Start()
 }
 

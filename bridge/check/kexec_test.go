@@ -25,7 +25,7 @@ func TestKexecLoadsAndStartsWhatTheCheckLetsPass(t *testing.T) {
 		}
 	}
 	broken := errors.New("broken")
-	all := []string{"check image x", "report", "load image initrd x", "start"}
+	all := []string{"check image x", "report", "load image initrd x", "prepare", "start"}
 	o := check.Options{Kernel: image, Initrd: initrd, Cmdline: "x"}
 	forced := o
 	forced.Force = true
@@ -37,8 +37,8 @@ func TestKexecLoadsAndStartsWhatTheCheckLetsPass(t *testing.T) {
 		err     error
 	}{
 		"an image":           {o, check.Carried, "", all, nil},
-		"no initrd":          {check.Options{Kernel: image, Cmdline: "x"}, check.Carried, "", []string{"check image x", "report", "load image  x", "start"}, nil},
-		"the loaded one":     {check.Options{}, check.Carried, "", []string{"check", "report", "start"}, nil},
+		"no initrd":          {check.Options{Kernel: image, Cmdline: "x"}, check.Carried, "", []string{"check image x", "report", "load image  x", "prepare", "start"}, nil},
+		"the loaded one":     {check.Options{}, check.Carried, "", []string{"check", "report", "prepare", "start"}, nil},
 		"a loss":             {o, check.Lossy, "", all[:2], check.ErrRefused},
 		"a loss of a loaded": {check.Options{}, check.Lossy, "", []string{"check", "report"}, check.ErrRefused},
 		"the impossible":     {o, check.Impossible, "", all[:2], check.ErrRefused},
@@ -75,7 +75,8 @@ func TestKexecLoadsAndStartsWhatTheCheckLetsPass(t *testing.T) {
 				Load: func(kernel, initrd *os.File, cmdline string) error {
 					return do("load", " "+contentsOf(t, kernel)+" "+contentsOf(t, initrd)+" "+cmdline)
 				},
-				Start: func() error { return do("start", "") },
+				Prepare: func(context.Context) { did = append(did, "prepare") },
+				Start:   func() error { return do("start", "") },
 			}
 			err := k.Run(t.Context(), test.options, func(*check.Result) error { return do("report", "") })
 			if !errors.Is(err, test.err) || (err == nil) != (test.err == nil) {

@@ -23,6 +23,7 @@ const (
 // The defaults of settings.
 const (
 	preserveTimeout = 60 * time.Second
+	prepareTimeout  = 10 * time.Minute
 	holdTimeout     = unitfile.Infinity
 )
 
@@ -33,6 +34,9 @@ type Config struct {
 	Rollback bool
 	// PreserveTimeout bounds how long preserving may take, PreserveTimeoutSec=.
 	PreserveTimeout time.Duration
+	// PrepareTimeout is how long what is prepared is kept while no live update
+	// begins, PrepareTimeoutSec=.
+	PrepareTimeout time.Duration
 	// HoldTimeout is how long what no unit has claimed is held,
 	// HoldTimeoutSec=; unitfile.Infinity for ever.
 	HoldTimeout time.Duration
@@ -54,9 +58,9 @@ type Config struct {
 // value replaces that list, and with nothing else but an empty one no unit is
 // excluded.
 //
-// OnLoss= is continue, the default, or rollback. PreserveTimeoutSec=, 60 s, and
-// HoldTimeoutSec=, infinity, are time spans. Of these the last assignment
-// counts, and an empty one brings the default back.
+// OnLoss= is continue, the default, or rollback. PreserveTimeoutSec=, 60 s,
+// PrepareTimeoutSec=, 10 min, and HoldTimeoutSec=, infinity, are time spans. Of
+// these the last assignment counts, and an empty one brings the default back.
 //
 // The result is never nil. What could not be read, and sections, settings and
 // values that fdbridge does not know, are ignored and returned as problems, one
@@ -65,6 +69,7 @@ func Load(root string) (*Config, []error) {
 	settings, problems := unitfile.LoadConfig(root, file)
 	c := &Config{
 		PreserveTimeout: preserveTimeout,
+		PrepareTimeout:  prepareTimeout,
 		HoldTimeout:     holdTimeout,
 		exclude: []string{ // before everything else, and with nothing a kernel carries
 			"systemd-journald.service", "systemd-journald@*.service", "systemd-udevd.service",
@@ -108,6 +113,8 @@ func (c *Config) apply(a unitfile.Assignment) error {
 		return nil
 	case "PreserveTimeoutSec":
 		return span(a, &c.PreserveTimeout, preserveTimeout)
+	case "PrepareTimeoutSec":
+		return span(a, &c.PrepareTimeout, prepareTimeout)
 	case "HoldTimeoutSec":
 		return span(a, &c.HoldTimeout, holdTimeout)
 	}

@@ -122,8 +122,8 @@ func TestOwnUnitsAreAlwaysExcluded(t *testing.T) {
 func TestTimeSpans(t *testing.T) {
 	const problem = "etc/fdbridge/fdbridge.conf:2: "
 	for text, test := range map[string]struct {
-		preserve, hold time.Duration
-		problem        string
+		preserve, hold, prepare time.Duration
+		problem                 string
 	}{
 		"":                         {preserve: time.Minute, hold: unitfile.Infinity},
 		"PreserveTimeoutSec=2min":  {preserve: 2 * time.Minute, hold: unitfile.Infinity},
@@ -131,11 +131,15 @@ func TestTimeSpans(t *testing.T) {
 		"HoldTimeoutSec=1d":        {preserve: time.Minute, hold: 24 * time.Hour},
 		"PreserveTimeoutSec=0":     {preserve: time.Minute, hold: unitfile.Infinity, problem: "PreserveTimeoutSec=0 is ignored"},
 		"HoldTimeoutSec=for a bit": {preserve: time.Minute, hold: unitfile.Infinity, problem: "HoldTimeoutSec=for a bit is ignored"},
+		"PrepareTimeoutSec=1h":     {preserve: time.Minute, hold: unitfile.Infinity, prepare: time.Hour},
 		"OnLoss=panic":             {preserve: time.Minute, hold: unitfile.Infinity, problem: "OnLoss=panic is ignored"},
 	} {
 		root := unitfiletest.Tree(t, txtar.Parse([]byte("-- etc/fdbridge/fdbridge.conf --\n[Bridge]\n"+text+"\n")))
 		c, problems := config.Load(root)
-		if c.PreserveTimeout != test.preserve || c.HoldTimeout != test.hold || c.Rollback {
+		if test.prepare == 0 {
+			test.prepare = 10 * time.Minute
+		}
+		if c.PrepareTimeout != test.prepare || c.PreserveTimeout != test.preserve || c.HoldTimeout != test.hold || c.Rollback {
 			t.Errorf("%q: %+v", text, c)
 		}
 		if test.problem == "" && len(problems) > 0 ||

@@ -56,6 +56,12 @@ func (r *Rules) Required(unit string) bool {
 	return facts.Required || r.Rollback
 }
 
+// Early returns what of a unit's store may be preserved while services still run.
+func (r *Rules) Early(unit string) generator.Early {
+	facts, _ := r.Register.Lookup(unit)
+	return facts.EarlyOf()
+}
+
 // AnyRequired reports whether there is any such unit.
 func (r *Rules) AnyRequired() bool {
 	return r.Rollback || slices.ContainsFunc(slices.Collect(maps.Values(r.Register)),

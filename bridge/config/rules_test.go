@@ -19,7 +19,9 @@ func TestRulesAreThoseOfTheUnitFilesWithoutTheGenerator(t *testing.T) {
 	root := unitfiletest.Tree(t, txtar.Parse([]byte(
 		"-- etc/systemd/system/required.service --\n"+unit+"Required=yes\n"+
 			"-- etc/systemd/system/left.service --\n"+unit+"Preserve=no\n"+
-			"-- etc/systemd/system/other.service --\n"+unit)))
+			"-- etc/systemd/system/early.service --\n"+unit+"Early=no\nEarly=1\n"+
+			"-- etc/systemd/system/never.service --\n"+unit+"Early=yes\nEarly=no\n"+
+			"-- etc/systemd/system/other.service --\n"+unit+"Early=no\nEarly=\n")))
 	rules, problems := config.LoadRules(root)
 	if len(problems) != 1 || !errors.Is(problems[0], generator.ErrNotRun) {
 		t.Errorf("problems: %v, want ErrNotRun", problems)
@@ -32,6 +34,14 @@ func TestRulesAreThoseOfTheUnitFilesWithoutTheGenerator(t *testing.T) {
 	} {
 		if rules.Required(name) != want.required || rules.Excluded(name) != want.excluded {
 			t.Errorf("%s: Required %v, Excluded %v, want %+v", name, rules.Required(name), rules.Excluded(name), want)
+		}
+	}
+	for name, want := range map[string]generator.Early{
+		"early.service": generator.EarlyYes, "never.service": generator.EarlyNo,
+		"other.service": generator.EarlySealed, "left.service": generator.EarlySealed, "unknown.service": generator.EarlySealed,
+	} {
+		if got := rules.Early(name); got != want {
+			t.Errorf("%s: Early %v, want %v", name, got, want)
 		}
 	}
 	if !rules.AnyRequired() {

@@ -23,6 +23,8 @@ import (
 // host is the machine whose next live update is checked and begun.
 type host struct {
 	check.Kexec
+	prepare  func(ctx context.Context) (summary string, err error)
+	abort    func(ctx context.Context) error
 	features func(ctx context.Context) (*check.Features, error)
 	cmdline  func() (string, error) // of the running kernel
 }
@@ -30,6 +32,8 @@ type host struct {
 func thisHost() host {
 	return host{
 		Kexec:    check.Kexec{Check: checkNow, Load: kho.LoadKernel, Start: start},
+		prepare:  prepareNow,
+		abort:    abortNow,
 		features: featuresNow,
 		cmdline:  func() (string, error) { return kho.ReadCommandLine(os.DirFS("/")) },
 	}
@@ -140,13 +144,19 @@ func kexecCommand(h host, v *view) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "kexec",
 		Short: "Replace the kernel, unless something would be lost",
-		Long: "Check what would be lost, load the kernel, and call systemctl kexec.\n\n" +
+		Long: "Check what would be lost, load the kernel, prepare as fdbridgectl prepare does,\n" +
+			"and call systemctl kexec.\n\n" +
 			"What the check finds is refused with its exit status, see fdbridgectl check\n" +
 			"--help. Without --kernel the kernel is booted that is loaded already.",
 		Args: cobra.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := complete(cmd, h, &o, reuse); err != nil {
 				return err
+			}
+			h.Prepare = func(ctx context.Context) {
+				if _, err := h.prepare(ctx); err != nil {
+					fmt.Fprintf(cmd.ErrOrStderr(), "fdbridgectl: nothing is prepared: %s\n", oneLine(err.Error()))
+				}
 			}
 			var outcome check.Outcome
 			err := h.Run(cmd.Context(), o, func(found *check.Result) error {

@@ -129,6 +129,13 @@ func testHost(ts *testscript.TestScript) host {
 		f := &check.Features{}
 		return f, json.Unmarshal(data, f)
 	}
+	h.prepare = func(context.Context) (string, error) {
+		if _, err := os.Stat(ts.MkAbs("unprepared")); err == nil {
+			return "", errors.New("it is\nbroken")
+		}
+		return "Prepared it.", say("prepare")
+	}
+	h.abort = func(context.Context) error { return say("abort") }
 	h.Load = func(kernel, initrd *os.File, cmdline string) error {
 		return say("load with an initrd %v and %q", initrd != nil, cmdline)
 	}

@@ -30,30 +30,28 @@ const stopTimeout = 90 * time.Second
 
 // preserve waits until all services have stopped, where the journal is not kept any
 // more: what it has to say goes to the kernel log. When it fails, the service manager
-// calls the kexec off.
+// calls the kexec off. Started before the shutdown begins, it prepares the live update.
 func preserve(ctx context.Context) error {
 	log := journal.Kernel("fdbridge")
-	warnings := log.Recall()
 	socket, err := notify.Open(os.Getenv("NOTIFY_SOCKET"))
 	if err != nil {
 		return err
 	}
-	rules, problems := config.LoadRules("/")
-	for _, problem := range problems {
-		log.Warning("%v", problem)
-	}
-	shutdown := units.Shutdown{Reader: &units.Reader{Socket: units.PrivateSocket}, Root: units.CgroupRoot}
-	err = shutdown.Wait(ctx, func() error { return socket.ExtendTimeout(stopTimeout) })
+	preserver, rules, err := newPreserver(socket, log)
 	if err != nil {
-		return notPreserved(ctx, err, log, socket)
-	}
-	// PreserveTimeoutSec=infinity is the greatest number that there is.
-	if err := socket.ExtendTimeout(min(rules.PreserveTimeout, unitfile.Infinity-sealTimeout) + sealTimeout); err != nil {
 		return errors.Join(err, socket.Close())
 	}
-	preserved, err := preserveStores(ctx, rules, socket, log, warnings)
+	err = await(ctx, preserver, rules, socket, log)
+	if err == nil {
+		// PreserveTimeoutSec=infinity is the greatest number that there is.
+		err = socket.ExtendTimeout(min(rules.PreserveTimeout, unitfile.Infinity-sealTimeout) + sealTimeout)
+	}
+	var preserved *bridge.Preserved
+	if err == nil {
+		preserved, err = preserveStores(ctx, preserver, rules)
+	}
 	if err != nil {
-		return notPreserved(ctx, err, log, socket)
+		return notPreserved(ctx, errors.Join(err, preserver.Abandon()), log, socket)
 	}
 	if err := socket.Ready(preserved.Summary()); err != nil {
 		return errors.Join(err, preserved.Close(), socket.Close())
@@ -63,6 +61,48 @@ func preserve(ctx context.Context) error {
 	<-ctx.Done()
 	log.Warning("The service was stopped before the kexec: no fd store will be carried into the next kernel.")
 	return errors.Join(preserved.Close(), socket.Close())
+}
+
+// await waits until all services have stopped. If no shutdown has begun yet it
+// prepares one, and has the service stopped when none begins in time.
+func await(ctx context.Context, preserver *bridge.Preserver, rules *config.Rules, socket *notify.Socket, log *journal.Log) error {
+	shutdown := units.Shutdown{Reader: &units.Reader{Socket: units.PrivateSocket}, Root: units.CgroupRoot}
+	alive := func() error { return socket.ExtendTimeout(stopTimeout) }
+	begun, err := shutdown.Begun(ctx)
+	if err != nil || begun { // without an answer it is more likely that PID 1 is busy with one
+		return shutdown.Wait(ctx, alive)
+	}
+	prepared, err := preserver.Prepare(ctx)
+	if err != nil {
+		return err
+	}
+	log.Info("%s", prepared.Summary())
+	if err := socket.Status(prepared.Summary()); err != nil {
+		return err
+	}
+	shutdown.Within = rules.PrepareTimeout
+	err = shutdown.Wait(ctx, alive)
+	if errors.Is(err, units.ErrNoShutdown) {
+		log.Warning("Nothing was made of what was prepared within PrepareTimeoutSec=%v: it is undone.", rules.PrepareTimeout)
+		err = errors.Join(preserver.Abandon(), stopSelf(ctx))
+	}
+	if err == nil {
+		reload(preserver, rules, log)
+	}
+	return err
+}
+
+// stopSelf has the service manager stop this service, and returns when it does so.
+func stopSelf(ctx context.Context) error {
+	manager, err := units.Connect(ctx, units.PrivateSocket)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(manager.Stop(ctx, bridge.PreserveUnit), manager.Close()); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return context.Cause(ctx)
 }
 
 // notPreserved is the end when nothing is preserved. Being told to stop is no failure.
@@ -76,33 +116,49 @@ func notPreserved(ctx context.Context, err error, log *journal.Log, socket *noti
 
 // preserveStores preserves, and fails only when the live update is to be called
 // off.
-func preserveStores(ctx context.Context, rules *config.Rules, socket *notify.Socket, log *journal.Log, warnings func() []string) (*bridge.Preserved, error) {
+func preserveStores(ctx context.Context, preserver *bridge.Preserver, rules *config.Rules) (*bridge.Preserved, error) {
 	limited, stop := context.WithTimeoutCause(ctx, rules.PreserveTimeout,
 		fmt.Errorf("it has taken longer than PreserveTimeoutSec=%v", rules.PreserveTimeout))
 	defer stop()
-	preserver := bridge.Preserver{
-		Stores:     &units.Reader{Socket: units.PrivateSocket, Known: known(rules)},
-		Duplicator: func() (bridge.Duplicator, error) { return units.OpenDuplicator(1) },
-		Kernel:     session.System{},
-		Device:     session.Path,
-		Excluded:   rules.Excluded,
-		Required:   rules.Required,
-		Partly:     !rules.AnyRequired(),
-		Rescue:     socket,
-		Record:     func(index *kho.Index) error { return bridge.Record(bridge.RecordFile, index) },
-		Log:        log,
-		Warnings:   warnings,
-	}
-	var err error
-	if preserver.Origin, err = kho.ReadOrigin(os.DirFS("/"), time.Now()); err != nil {
-		return nil, err
-	}
 	preserved, err := preserver.Run(limited)
 	if err != nil && preserver.Partly {
 		preserver.GiveUp(ctx, err)
 		return &bridge.Preserved{}, nil
 	}
 	return preserved, err
+}
+
+// newPreserver returns a Preserver, and the rules that it goes by.
+func newPreserver(socket *notify.Socket, log *journal.Log) (*bridge.Preserver, *config.Rules, error) {
+	origin, err := kho.ReadOrigin(os.DirFS("/"), time.Now())
+	if err != nil {
+		return nil, nil, err
+	}
+	preserver := &bridge.Preserver{
+		Duplicator: func() (bridge.Duplicator, error) { return units.OpenDuplicator(1) },
+		Kernel:     session.System{},
+		Device:     session.Path,
+		Rescue:     socket,
+		Record:     func(index *kho.Index) error { return bridge.Record(bridge.RecordFile, index) },
+		Origin:     origin,
+		Log:        log,
+		Warnings:   log.Recall(),
+	}
+	rules := &config.Rules{}
+	reload(preserver, rules, log)
+	return preserver, rules, nil
+}
+
+// reload reads the rules, which may change as long as services run.
+func reload(preserver *bridge.Preserver, rules *config.Rules, log *journal.Log) {
+	found, problems := config.LoadRules("/")
+	for _, problem := range problems {
+		log.Warning("%v", problem)
+	}
+	*rules = *found
+	preserver.Stores = &units.Reader{Socket: units.PrivateSocket, Known: known(found)}
+	preserver.Excluded, preserver.Required, preserver.Early = found.Excluded, found.Required, found.Early
+	preserver.Partly = !found.AnyRequired()
 }
 
 // known fills in what the generator has found in a unit's files, if that is what

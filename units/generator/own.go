@@ -17,6 +17,10 @@ import (
 // Required= and Preserve= are yes or no; the last assignment counts, and an
 // empty one is no and yes.
 //
+// Early= is sealed, yes or no: which of the unit's memfds may be preserved while it
+// still runs, those whose size is sealed, all, or none. The last assignment counts, and
+// an empty one is sealed.
+//
 // Identity= is a list of the words unit, user, group and fragment: what of a unit
 // has to be as it was before the live update, or it does not get what is held.
 // It is unit, user and group when it is not set. The unit's name is compared in
@@ -30,6 +34,39 @@ import (
 //
 // Assignments of lists add up, and an empty one throws away those before it.
 const ownSection = "X-FDBridge"
+
+// Early is a value of Early=.
+type Early string
+
+// The values of Early=.
+const (
+	EarlySealed Early = "sealed" // the default
+	EarlyYes    Early = "yes"
+	EarlyNo     Early = "no"
+)
+
+func (f *Facts) assignEarly(a unitfile.Assignment) error {
+	if a.Value == "" || Early(a.Value) == EarlySealed {
+		f.Early = ""
+		return nil
+	}
+	yes, ok := unitfile.ParseBool(a.Value)
+	if !ok {
+		return fmt.Errorf("%s=%s is ignored: it is sealed, yes or no", a.Key, a.Value)
+	}
+	if f.Early = EarlyNo; yes {
+		f.Early = EarlyYes
+	}
+	return nil
+}
+
+// EarlyOf returns the value of Early= that holds.
+func (f Facts) EarlyOf() Early {
+	if f.Early == "" {
+		return EarlySealed
+	}
+	return f.Early
+}
 
 // The words of Identity=.
 const (
@@ -76,6 +113,8 @@ func (f *Facts) own(unit string, settings unitfile.Settings) (problems []error) 
 			err = boolean(a, func(yes bool) { f.Required = yes }, false)
 		case "Preserve":
 			err = boolean(a, func(yes bool) { f.Left = !yes }, true)
+		case "Early":
+			err = f.assignEarly(a)
 		case "Identity":
 			err = identity.assign(a.Value)
 		case "PreviousName":

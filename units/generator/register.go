@@ -28,6 +28,9 @@ type Facts struct {
 	// Required says that the live update is to be called off when anything of
 	// the unit cannot be carried, Required=yes in [X-FDBridge].
 	Required bool `json:"required,omitempty"`
+	// Early says what of the unit's store may be preserved while services still run,
+	// Early= there; empty for the default: see EarlyOf.
+	Early Early `json:"early,omitempty"`
 	// Left says that the unit is left to systemd, Preserve=no there.
 	Left bool `json:"left,omitempty"`
 	// Identity is what of the unit has to be as it was, Identity= there; nil for

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/fdbridge/fdbridge/bridge"
+	"github.com/fdbridge/fdbridge/units"
+)
+
+const (
+	// prepareWait bounds how long preserving ahead may take, which goes on beyond it.
+	prepareWait = 10 * time.Minute
+	// beginWait bounds how long it may take until a service begins to start or ends.
+	beginWait = 30 * time.Second
+	// stepWait is how long to wait before PID 1 is asked again.
+	stepWait = 50 * time.Millisecond
+)
+
+func prepareCommand(h host) *cobra.Command {
+	return &cobra.Command{
+		Use:   "prepare",
+		Short: "Preserve what can be while services run, for an update that comes soon",
+		Long: "Preserve what can be while services run: see Early= in fdbridge.directives(7).\n" +
+			"The systemctl kexec that follows only has the rest to do. It is undone by\n" +
+			"fdbridgectl abort, or when none follows for PrepareTimeoutSec=.",
+		Args: cobra.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			summary, err := h.prepare(cmd.Context())
+			if err == nil {
+				fmt.Fprintln(cmd.OutOrStdout(), summary)
+			}
+			return err
+		},
+	}
+}
+
+func abortCommand(h host) *cobra.Command {
+	return &cobra.Command{
+		Use:   "abort",
+		Short: "Undo what was prepared",
+		Args:  cobra.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(cmd *cobra.Command, _ []string) error { return h.abort(cmd.Context()) },
+	}
+}
+
+// prepareNow starts the service that preserves, which prepares as long as there is no
+// shutdown, and waits until it has. Its status says what it has done.
+func prepareNow(ctx context.Context) (summary string, err error) {
+	err = withManager(ctx, func(m *units.Manager) error { return m.Start(ctx, bridge.PreserveUnit) })
+	if err != nil {
+		return "", err
+	}
+	begun := false
+	start := time.Now()
+	err = follow(ctx, prepareWait, func(s units.Service) bool {
+		starting := s.Active == "activating"
+		begun = begun || starting
+		summary = s.Status
+		return starting && summary != "" || !starting && (begun || time.Since(start) > beginWait)
+	})
+	if err == nil && summary == "" {
+		err = fmt.Errorf("%s has failed; see journalctl -t fdbridge and systemctl status %[1]s", bridge.PreserveUnit)
+	}
+	return summary, err
+}
+
+// abortNow stops that service, and waits until it has ended.
+func abortNow(ctx context.Context) error {
+	err := withManager(ctx, func(m *units.Manager) error { return m.Stop(ctx, bridge.PreserveUnit) })
+	if err != nil {
+		return err
+	}
+	return follow(ctx, beginWait, func(s units.Service) bool { return s.Active == "inactive" || s.Active == "failed" })
+}
+
+// follow asks PID 1 about the service until that is as wanted.
+func follow(ctx context.Context, atMost time.Duration, wanted func(s units.Service) bool) error {
+	ctx, stop := context.WithTimeoutCause(ctx, atMost, fmt.Errorf("%s has taken longer than %v", bridge.PreserveUnit, atMost))
+	defer stop()
+	reader := &units.Reader{Socket: units.PrivateSocket}
+	for {
+		s, err := reader.Service(ctx, bridge.PreserveUnit)
+		if err != nil || wanted(s) {
+			return err
+		}
+		select {
+		case <-time.After(stepWait):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+func withManager(ctx context.Context, do func(m *units.Manager) error) error {
+	manager, err := units.Connect(ctx, units.PrivateSocket)
+	if errors.Is(err, unix.EACCES) {
+		return fmt.Errorf("%w: only root may ask PID 1", err)
+	}
+	if err != nil {
+		return err
+	}
+	return errors.Join(do(manager), manager.Close())
+}

@@ -3,7 +3,7 @@
 // Command fdbridged holds the fd stores that came through a live update until
 // their units want them (serve), and puts the stores into live-update sessions
 // before the next one (preserve). Another process of it talks to the message bus
-// (bus). systemd runs all of them.
+// (bus). systemd runs all of them. Under the name of fdbridgectl it is that.
 package main
 
 import (
@@ -11,15 +11,20 @@ import (
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"github.com/fdbridge/fdbridge/bridge/journal"
+	"github.com/fdbridge/fdbridge/cmd/internal/ctl"
 	"github.com/fdbridge/fdbridge/internal/version"
 )
 
 func main() {
+	if filepath.Base(os.Args[0]) == ctl.Name {
+		os.Exit(ctl.Main())
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	root := &cobra.Command{

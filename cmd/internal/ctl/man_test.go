@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package main
+package ctl
 
 import (
 	"cmp"
@@ -30,7 +30,7 @@ type manual struct {
 // readManual reads the page's source, in which each entry is a line.
 func readManual(t *testing.T) manual {
 	t.Helper()
-	page, err := os.ReadFile("../../contrib/man/fdbridgectl.1")
+	page, err := os.ReadFile("../../../contrib/man/fdbridgectl.1")
 	if err != nil {
 		t.Fatal(err)
 	}

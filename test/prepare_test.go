@@ -12,6 +12,18 @@ truncate -s %d "$fd" 2> /run/grown || true
 stat -L -c %%s "$fd"`, size)
 }
 
+// outlasts reloads units when what prepares has been starting for longer than it may.
+func outlasts(b *bed, preserve string) {
+	b.Helper()
+	const dir = "/etc/systemd/system/fdbridge-preserve.service.d"
+	b.sh("mkdir -p %s", dir)
+	b.file(dir+"/test.conf", "[Service]\nTimeoutStartSec=1s\n")
+	b.sh("sleep 1; systemctl daemon-reload")
+	if state := b.sh("systemctl show -P TimeoutStartUSec -P ActiveState %s; rm -r %s; systemctl daemon-reload", preserve, dir); state != "infinity\nactivating" {
+		b.Errorf("after daemon-reload what prepares is %q", state)
+	}
+}
+
 // What can be is preserved while services run, and can be undone.
 func preparedAhead() scenario {
 	units := map[string]string{"early.service": service(optIn+"[X-FDBridge]\nEarly=yes\n",
@@ -34,6 +46,7 @@ func preparedAhead() scenario {
 			b.sh("fdbridgectl prepare")
 		}
 		b.sh("fdbridgectl prepare") // which is prepared already
+		outlasts(b, preserve)
 		// Without a live update it is undone after a while, and harms nothing.
 		b.sh("fdbridgectl abort; mkdir -p /etc/fdbridge/fdbridge.conf.d")
 		b.file("/etc/fdbridge/fdbridge.conf.d/test.conf", "[Bridge]\nPrepareTimeoutSec=1s\n")

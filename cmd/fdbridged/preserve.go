@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"time"
 
 	"github.com/fdbridge/fdbridge/bridge"
@@ -74,12 +75,20 @@ func await(ctx context.Context, preserver *bridge.Preserver, rules *config.Rules
 	}
 	prepared, err := preserver.Prepare(ctx)
 	if err != nil {
+		if begun, _ := shutdown.Begun(ctx); begun { // meanwhile, and all can be done then
+			log.Warning("%v", err)
+			return shutdown.Wait(ctx, alive)
+		}
 		return err
 	}
 	log.Info("%s", prepared.Summary())
 	if err := socket.Status(prepared.Summary()); err != nil {
 		return err
 	}
+	if err := outlastReloads(); err != nil {
+		log.Warning("systemctl daemon-reload will undo what is prepared: %v", err)
+	}
+	defer func() { _ = os.Remove(startingDropIn) }() // it does no harm
 	shutdown.Within = rules.PrepareTimeout
 	err = shutdown.Wait(ctx, alive)
 	if errors.Is(err, units.ErrNoShutdown) {
@@ -88,6 +97,22 @@ func await(ctx context.Context, preserver *bridge.Preserver, rules *config.Rules
 	}
 	if err == nil {
 		reload(preserver, rules, log)
+	}
+	return err
+}
+
+// startingDropIn is a drop-in of this service as long as something is prepared.
+const startingDropIn = "/run/systemd/system/" + bridge.PreserveUnit + ".d/zz-prepared.conf"
+
+// outlastReloads keeps a daemon-reload from ending this service, which is still being
+// started: then the service manager forgets by how much it has extended TimeoutStartSec=
+// (service_coldplug_timeout in src/core/service.c, systemd 257). It reads the drop-in
+// when it matters.
+func outlastReloads() error {
+	const text = "# Written by fdbridged, while something is prepared.\n[Service]\nTimeoutStartSec=infinity\n"
+	err := os.MkdirAll(filepath.Dir(startingDropIn), 0o755)
+	if err == nil {
+		err = os.WriteFile(startingDropIn, []byte(text), 0o644)
 	}
 	return err
 }

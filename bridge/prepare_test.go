@@ -100,9 +100,11 @@ func preparable(t *testing.T) *world {
 	}
 	w.add("none.service", "yes")
 	w.put("none.service", "grows", "x")
-	w.add("restart.service", "restart")
-	w.put("restart.service", "sealed", "x")
-	w.seal("restart.service", "sealed", fixedSize)
+	for unit, preserve := range map[string]string{"restart.service": "restart", "excluded.service": "yes"} {
+		w.add(unit, preserve)
+		w.put(unit, "sealed", "x")
+		w.seal(unit, "sealed", fixedSize)
+	}
 	return w
 }
 
@@ -207,6 +209,14 @@ func TestAStoreThatIsEmptyAfterPreparingLeavesNoSession(t *testing.T) {
 	p := w.prepared()
 	w.empty("a.service")
 	w.then(p, "early.service")
+	device, err := session.Open(w.kernel, session.Path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer device.Close()
+	if _, err := device.Retrieve("fdbridge.a.service"); !errors.Is(err, session.ErrNoSession) {
+		t.Errorf("retrieve the session of nothing: %v, want %v", err, session.ErrNoSession)
+	}
 	if u := w.recorded.Units; slices.ContainsFunc(u, func(u kho.IndexUnit) bool { return u.Unit == "a.service" }) {
 		t.Errorf("the index has %+v", u)
 	}

@@ -52,6 +52,23 @@ func TestShutdownWaitsForTheMark(t *testing.T) {
 	}
 }
 
+func TestAMarkIsNoOtherCgroup(t *testing.T) {
+	root := t.TempDir()
+	marked, stop, err := watchMark(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	if err := os.Mkdir(filepath.Join(root, "other.slice"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-marked:
+		t.Error("another cgroup is taken for the mark")
+	case <-time.After(20 * time.Millisecond): // correct code passes however slow it is
+	}
+}
+
 // A mark from before says nothing, and there is none where cgroups are of the first
 // version.
 func TestShutdownAsksWhereThereIsNoMark(t *testing.T) {

@@ -16,6 +16,10 @@ import (
 // list answers OpList: all units that have opted in or that fds are held for.
 func (s *Server) list(ctx context.Context, conn *wire.Conn) error {
 	found, err := s.units(ctx)
+	// PID 1 may have taken longer than a client may.
+	if err := limit(ctx, conn, s.RequestTimeout); err != nil {
+		return err
+	}
 	if err != nil {
 		return errors.Join(err, conn.Send(wire.Answer{Error: err.Error()}, nil))
 	}

@@ -38,7 +38,8 @@ type world struct {
 	last        *daemon       // see daemon
 	mu          sync.Mutex
 	recorded    *kho.Index
-	unrecorded  error // why an index cannot be recorded
+	unrecorded  error         // why an index cannot be recorded
+	impatient   time.Duration // the servers' RequestTimeout, if set
 }
 
 func newWorld(t testing.TB) *world {

@@ -51,6 +51,9 @@ func (w *world) start(ctx context.Context, socket string, store bridge.Keeper) *
 	server.Holder, server.PID1, server.UnitOf, server.Log = d.holder, w.manager, w.unitOf, log
 	server.Duplicator, server.Facts, server.WaitInterval = w.duplicator, w.facts, time.Millisecond
 	server.Excluded, server.Started = func(unit string) bool { return unit == "excluded.service" }, func(string) { w.starts <- struct{}{} }
+	if w.impatient > 0 {
+		server.RequestTimeout = w.impatient
+	}
 	if err := server.Begin(w.t.Context()); err != nil {
 		w.t.Fatal(err)
 	}

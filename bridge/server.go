@@ -20,7 +20,8 @@ import (
 )
 
 const (
-	// requestTimeout bounds how long a client may take to say what it wants.
+	// requestTimeout bounds how long a client may take to say what it wants, and to
+	// take an answer.
 	requestTimeout = 30 * time.Second
 	// stopTimeout is how long deliveries may go on when fdbridged is stopped;
 	// TimeoutStopSec= of its unit is above it.
@@ -53,6 +54,8 @@ type Server struct {
 	// Facts is that of generator.Current.
 	Facts    func(unit string) (facts generator.Facts, loaded bool)
 	Excluded func(unit string) bool
+	// RequestTimeout is NewServer's but in tests.
+	RequestTimeout time.Duration
 	// WaitInterval is wire.WaitInterval but in tests.
 	WaitInterval time.Duration
 	// Started is told of each unit that asks for its fds.
@@ -81,7 +84,7 @@ type Server struct {
 func NewServer() *Server {
 	return &Server{
 		turns: map[string]chan struct{}{}, slots: make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
-		took: map[string]time.Duration{}, visits: map[string]int{},
+		took: map[string]time.Duration{}, visits: map[string]int{}, RequestTimeout: requestTimeout,
 	}
 }
 
@@ -132,7 +135,7 @@ func (s *Server) serveAll(ctx context.Context, listener *wire.Listener, serve fu
 
 // serve serves one connection.
 func (s *Server) serve(ctx context.Context, conn *wire.Conn) error {
-	if err := limit(ctx, conn, requestTimeout); err != nil {
+	if err := limit(ctx, conn, s.RequestTimeout); err != nil {
 		return err
 	}
 	var request wire.Request

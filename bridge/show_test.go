@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -26,6 +27,19 @@ func show(t *testing.T, socket, unit string) (entries []wire.Entry, problems []s
 		t.Error(err)
 	}
 	return shown.Entries, shown.Problems
+}
+
+// How long PID 1 takes is not the client's to answer for.
+func TestAnAnswerForWhichPID1TakesLongArrives(t *testing.T) {
+	w := newWorld(t)
+	w.add("a.service", "yes")
+	w.put("a.service", "x", "X")
+	w.impatient = time.Second
+	_, socket, _ := w.serve()
+	w.changed = func() { time.Sleep(w.impatient * 3 / 2) }
+	if entries, problems := show(t, socket, "a.service"); len(entries) != 1 || len(problems) > 0 {
+		t.Errorf("shown are %+v, problems %q", entries, problems)
+	}
 }
 
 // fail makes PID 1 answer everything with an error.

@@ -35,8 +35,8 @@ func TestAnAnswerForWhichPID1TakesLongArrives(t *testing.T) {
 	w.add("a.service", "yes")
 	w.put("a.service", "x", "X")
 	w.impatient = time.Second
-	_, socket, _ := w.serve()
 	w.changed = func() { time.Sleep(w.impatient * 3 / 2) }
+	_, socket, _ := w.serve()
 	if entries, problems := show(t, socket, "a.service"); len(entries) != 1 || len(problems) > 0 {
 		t.Errorf("shown are %+v, problems %q", entries, problems)
 	}

@@ -154,14 +154,7 @@ func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) 
 		return found.open, err
 	})
 	queue := make(chan func(), queued)
-	var workers sync.WaitGroup
-	for range runtime.GOMAXPROCS(0) {
-		workers.Go(func() {
-			for work := range queue {
-				work()
-			}
-		})
-	}
+	workers := work(queue)
 	queue <- func() { _, _ = duplicator() } // looks at all of PID 1's fds meanwhile
 	err = p.Stores.EachStore(ctx, func(store *units.Store) {
 		if store.Unit == OwnUnit {
@@ -206,6 +199,20 @@ func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) 
 		p.Log.Err("Not every fd store can be read, what is in the others will be lost: %v", err)
 	}
 	return found, nil
+}
+
+// work does what is put into a queue until that is closed, as much at a time as there
+// are processors. The caller waits for the end.
+func work(queue <-chan func()) *sync.WaitGroup {
+	var workers sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		workers.Go(func() {
+			for do := range queue {
+				do()
+			}
+		})
+	}
+	return &workers
 }
 
 // captured makes a parcel of a unit's store, whose files are still to be had, and

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -139,20 +138,15 @@ func (p *Preserver) makeRooms(ctx context.Context, k *packer, parcels []*parcel)
 // refuses is left to Run, which says why.
 func (k *packer) fillAhead(parcels []*parcel) (prepared Prepared) {
 	var mu sync.Mutex
-	queue := make(chan *parcel)
-	var workers sync.WaitGroup
-	for range runtime.GOMAXPROCS(0) {
-		workers.Go(func() {
-			for parcel := range queue {
-				fds, bytes := k.putAhead(parcel)
-				mu.Lock()
-				prepared.Units, prepared.FDs, prepared.Bytes = prepared.Units+min(fds, 1), prepared.FDs+fds, prepared.Bytes+bytes
-				mu.Unlock()
-			}
-		})
-	}
+	queue := make(chan func())
+	workers := work(queue)
 	for _, parcel := range parcels {
-		queue <- parcel
+		queue <- func() {
+			fds, bytes := k.putAhead(parcel)
+			mu.Lock()
+			defer mu.Unlock()
+			prepared.Units, prepared.FDs, prepared.Bytes = prepared.Units+min(fds, 1), prepared.FDs+fds, prepared.Bytes+bytes
+		}
 	}
 	close(queue)
 	workers.Wait()
@@ -216,6 +210,8 @@ func (k *packer) renew() error {
 }
 
 func (k *packer) makeAnew(r *room, without map[*fd.FD]bool) (err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if err := r.session.Close(); err != nil {
 		return err
 	}

@@ -5,7 +5,6 @@ package units
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -107,22 +106,13 @@ const (
 // ask asks PID 1.
 func (s *Shutdown) ask(ctx context.Context) (progress, error) {
 	var target, system string
-	text := func(into *string) func(b *bulk.Reader) {
-		return func(b *bulk.Reader) { b.Variant("s"); *into = b.Text() }
-	}
-	calls := []bulk.Call{
-		getProperty(unitPath(shutdownTarget), unitInterface, "ActiveState", text(&target)),
-		getProperty(managerPath, managerInterface, "SystemState", text(&system)),
-	}
-	err := s.Reader.connected(ctx, func(ctx context.Context, a asker) error { return a.calls(ctx, calls, nil) })
-	for i := range calls {
-		if calls[i].Err != nil {
-			err = errors.Join(err, fmt.Errorf("%w: %w", ErrManager, calls[i].Err))
-		}
-	}
+	err := s.Reader.properties(ctx, "the shutdown", []property{
+		{unitPath(shutdownTarget), unitInterface, "ActiveState", "s", func(b *bulk.Reader) { target = b.Text() }},
+		{managerPath, managerInterface, "SystemState", "s", func(b *bulk.Reader) { system = b.Text() }},
+	})
 	switch {
 	case err != nil:
-		return running, fmt.Errorf("ask whether all services have stopped: %w", err)
+		return running, err
 	case target == "active":
 		return stopped, nil
 	case system == "stopping":

@@ -26,9 +26,10 @@ type Service struct {
 // Service returns what PID 1 says of a service.
 func (r *Reader) Service(ctx context.Context, unit string) (Service, error) {
 	var s Service
+	path := unitPath(unit)
 	err := r.properties(ctx, unit, []property{
-		{unitInterface, "ActiveState", "s", func(b *bulk.Reader) { s.Active = b.Text() }},
-		{serviceInterface, "StatusText", "s", func(b *bulk.Reader) { s.Status = b.Text() }},
+		{path, unitInterface, "ActiveState", "s", func(b *bulk.Reader) { s.Active = b.Text() }},
+		{path, serviceInterface, "StatusText", "s", func(b *bulk.Reader) { s.Status = b.Text() }},
 	})
 	return s, err
 }
@@ -36,10 +37,11 @@ func (r *Reader) Service(ctx context.Context, unit string) (Service, error) {
 // State returns the state of a unit. PID 1 loads it for that when it is not.
 func (r *Reader) State(ctx context.Context, unit string) (State, error) {
 	var s State
+	path := unitPath(unit)
 	err := r.properties(ctx, unit, []property{
-		{unitInterface, "LoadState", "s", func(b *bulk.Reader) { s.Load = b.Text() }},
-		{unitInterface, "ActiveState", "s", func(b *bulk.Reader) { s.Active = b.Text() }},
-		{unitInterface, "Requires", "as", func(b *bulk.Reader) { s.Requires = b.Texts() }},
+		{path, unitInterface, "LoadState", "s", func(b *bulk.Reader) { s.Load = b.Text() }},
+		{path, unitInterface, "ActiveState", "s", func(b *bulk.Reader) { s.Active = b.Text() }},
+		{path, unitInterface, "Requires", "as", func(b *bulk.Reader) { s.Requires = b.Texts() }},
 	})
 	if err != nil {
 		return State{}, err
@@ -47,22 +49,22 @@ func (r *Reader) State(ctx context.Context, unit string) (State, error) {
 	return s, nil
 }
 
-// property is one to be read, of a type.
+// property is one of an object's to be read, of a type.
 type property struct {
-	iface, name, signature string
-	read                   func(b *bulk.Reader)
+	path, iface, name, signature string
+	read                         func(b *bulk.Reader)
 }
 
-// properties reads properties of a unit.
-func (r *Reader) properties(ctx context.Context, unit string, list []property) error {
+// properties reads properties, which are the state of something.
+func (r *Reader) properties(ctx context.Context, of string, list []property) error {
 	var calls []bulk.Call
 	for _, p := range list {
-		calls = append(calls, getProperty(unitPath(unit), p.iface, p.name, func(b *bulk.Reader) { b.Variant(p.signature); p.read(b) }))
+		calls = append(calls, getProperty(p.path, p.iface, p.name, func(b *bulk.Reader) { b.Variant(p.signature); p.read(b) }))
 	}
 	err := r.connected(ctx, func(ctx context.Context, a asker) error { return a.calls(ctx, calls, nil) })
 	for i := range calls {
 		if calls[i].Err != nil {
-			err = errors.Join(err, fmt.Errorf("read the state of %s: %w: %w", unit, ErrManager, calls[i].Err))
+			err = errors.Join(err, fmt.Errorf("read the state of %s: %w: %w", of, ErrManager, calls[i].Err))
 		}
 	}
 	return err

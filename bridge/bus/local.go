@@ -44,17 +44,13 @@ func (l Local) Units(context.Context) (list []wire.Unit, err error) {
 	return list, explain(err)
 }
 
-// Status returns fdbridged's. It waits a minute at most for each part.
-func (l Local) Status(context.Context) (status wire.Status, err error) {
-	err = wire.Ask(l.Socket, wire.OpStatus, func(a *wire.Answer) {
-		if a.Status != nil {
-			status = *a.Status
-		}
-	})
-	return status, explain(err)
+// Status returns the part of Report that is about all units.
+func (l Local) Status(ctx context.Context) (wire.Status, error) {
+	report, err := l.Report(ctx)
+	return report.Status, err
 }
 
-// Report returns all that Status is a part of. It waits a minute at most for each part.
+// Report returns fdbridged's. It waits a minute at most for each part.
 func (l Local) Report(context.Context) (*wire.Report, error) {
 	report, err := wire.ReadReport(l.Socket)
 	return report, explain(err)

@@ -31,9 +31,10 @@ const (
 // /dev/liveupdate open, which only one can.
 const deviceTimeout = 10 * time.Second
 
-// emptyTimeout bounds how long it may take to empty stores. PID 1 empties 1,000
-// in well under a second, and does nothing else at that time.
-const emptyTimeout = 10 * time.Second
+// emptyTimeout bounds how long it may take to empty stores. PID 1 has each fd closed by
+// a process of its own (asynchronous_close in src/shared/async.c, systemd 262), which
+// takes it some 3 ms on an emulated processor, and does nothing else meanwhile.
+const emptyTimeout = 40 * time.Second
 
 // Stores is what a Preserver asks PID 1; units.Reader does it.
 type Stores interface {

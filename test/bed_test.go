@@ -31,7 +31,11 @@ var deb = flag.String("deb", "", "the fdbridge package to install in the VM")
 // guestDeb is where the package is in the guest, to be installed again.
 const guestDeb = "/root/fdbridge.deb"
 
-var images struct{ kernel, with, without, kernels, sid string }
+// images are what the machines boot: with fdbridge and systemd 257, without fdbridge,
+// with systemd 254 and the other kernels besides, and with systemd 262. Users have
+// any of these versions: what depends on systemd's ways goes through all of them, and
+// the other scenarios are spread over the first two.
+var images struct{ kernel, with, without, oldest, sid string }
 
 func TestMain(m *testing.M) {
 	flag.Parse()
@@ -42,8 +46,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// prepare builds the kernel and the images: with fdbridge and without, with the
-// other kernels besides, and with systemd 262.
+// prepare builds the kernel and the images.
 func prepare(ctx context.Context) error {
 	if *deb == "" {
 		return fmt.Errorf("no package to test: run \"make test-vm\", or give -deb")
@@ -76,8 +79,18 @@ func prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	images.kernels, err = builder.Image(ctx, *deb, programs, kernels)
+	maps.Copy(kernels, files)
+	images.oldest, err = builder.Bookworm().Image(ctx, *deb, programs, kernels)
 	return err
+}
+
+// common is the image of scenarios that make test runs with systemd 254, where they take
+// less time, and make soak, which runs them in full, with 257.
+func common() string {
+	if thorough {
+		return images.with
+	}
+	return images.oldest
 }
 
 // bed is a machine under test.

@@ -65,7 +65,7 @@ func occupy(b *bed, files map[string]string) (truth map[string][]found) {
 // without it. For ever: units start without their fds, which are delivered when
 // it is free, and an update goes on, or is called off if that was asked for.
 func TestTheDeviceIsBusy(t *testing.T) {
-	b := boot(t, images.with)
+	b := boot(t, common())
 	// It stores nothing anew before it is told to stop.
 	a := service(optIn, "-on-stop", "a,memfd,4096,7", "b,memfd,100")
 	b.units(map[string]string{"a.service": a, "boot.service": atBoot("true"), "preserve.service": atPreserve("true")})

@@ -18,7 +18,7 @@ import (
 // What fdbridgectl shows of fds before an update and after it, while they are
 // held and when they are delivered.
 func TestFdbridgectlShowsWhatThereIs(t *testing.T) {
-	b := boot(t, images.with)
+	b := boot(t, images.oldest)
 	b.units(map[string]string{"a.service": byHand(optIn, "sealed,memfd,4096,7,6", "plain,memfd,100", "p,pipe")})
 	b.says("nobody", "setpriv --reuid=65534 --clear-groups fdbridgectl inspect fdbridge 2>&1 || true", "only root may ask fdbridged")
 	b.says("nobody", "setpriv --reuid=65534 --clear-groups fdbridgectl features", "Live update: on", "permission denied")

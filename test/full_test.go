@@ -12,7 +12,7 @@ import (
 // With too little memory to preserve there is no update; with a full disk and a
 // full /run there is.
 func TestAMachineThatIsFull(t *testing.T) {
-	b := boot(t, images.with)
+	b := boot(t, images.oldest)
 	const dropIn = "/etc/systemd/system/fdbridge-preserve.service.d/test.conf"
 	b.sh("mkdir -p $(dirname %s)", dropIn)
 	b.file(dropIn, "[Service]\nMemoryMax=1M\nMemorySwapMax=0\n")
@@ -26,7 +26,11 @@ func TestAMachineThatIsFull(t *testing.T) {
 
 	b.sh("rm %s; systemctl daemon-reload", dropIn)
 	truth = b.restarted("a.service")
-	b.sh("dd if=/dev/zero of=/full bs=1M 2> /dev/null || true; dd if=/dev/zero of=/run/full bs=4k 2> /dev/null || true")
+	b.sh(`for dir in / /run; do
+	fallocate -l $(($(stat -f -c '(%%f - 2048) * %%S' $dir))) $dir/most
+	dd if=/dev/zero of=$dir/rest bs=4k 2> /dev/null || true
+	test "$(stat -f -c %%a $dir)" = 0
+done`)
 	b.kexec()
 	b.same(truth)
 	b.noProblems()

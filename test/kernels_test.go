@@ -19,7 +19,7 @@ import (
 // One live update to the next kernel and back, both begun with fdbridgectl, and
 // what that refuses before.
 func TestTheNextKernelAndBack(t *testing.T) {
-	b := boot(t, images.kernels)
+	b := boot(t, images.oldest)
 	b.units(map[string]string{
 		"held.service": byHand(optIn, "a,memfd,4096,1", "b,memfd,8192,2,0x2"),
 		"kept.service": service(optIn, "a,memfd,65536,9,0x2", "b,memfd,1", "c,memfd,0"),

@@ -27,7 +27,7 @@ type fault struct {
 // TestFaultsOfADelivery kills, holds and restarts whoever has a part in a
 // delivery: at each of its steps in "make soak", at some of them in "make test".
 func TestFaultsOfADelivery(t *testing.T) {
-	b := boot(t, images.with)
+	b := boot(t, common())
 	b.serveUnderAtstep()
 	b.injectUnderAtstep("t-.service")
 	faults := []fault{restoreKilled(), serveKilled(), injectKilled(), startedTwice(), mainFails(), stoppedMeanwhile(), pid1Again()}

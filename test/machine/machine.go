@@ -47,6 +47,12 @@ func NewBuilder(ctx context.Context, log *progress.Log) (*Builder, error) {
 	return &Builder{Kernel: kernel, suite: build.Trixie, builder: builder}, nil
 }
 
+// Bookworm returns a Builder of images of Debian bookworm with its backports, with
+// systemd 254, the oldest that there is fdbridge for, around the same kernel.
+func (b *Builder) Bookworm() *Builder {
+	return &Builder{Kernel: b.Kernel, suite: build.Bookworm, builder: b.builder}
+}
+
 // Sid returns a Builder of images of Debian sid, with systemd 262 or later,
 // around the same kernel.
 func (b *Builder) Sid() *Builder {

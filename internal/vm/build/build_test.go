@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -116,7 +117,7 @@ func (h *host) run(_ context.Context, log string, cmd *exec.Cmd) error {
 	case last == "bzImage":
 		write(h.t, filepath.Join(args[2], "arch/x86/boot/bzImage"), "kernel")
 	case args[0] == "mmdebstrap":
-		write(h.t, args[len(args)-2], "root")
+		write(h.t, args[slices.IndexFunc(args, func(arg string) bool { return strings.HasSuffix(arg, ".tar") })], "root")
 	case args[0] == "tar":
 		for _, dir := range []string{"etc", "var", "usr"} {
 			write(h.t, filepath.Join(last, dir, "base"), "")
@@ -335,15 +336,23 @@ func TestImageIsBuiltAgainWhenAnInputChanges(t *testing.T) {
 }
 
 func TestRootComesFromTheHostsMirror(t *testing.T) {
-	h := &host{}
-	b := newBuilder(t, h)
-	if _, err := b.Root(t.Context(), "trixie"); err != nil {
-		t.Fatal(err)
-	}
-	want := `mmdebstrap --variant=minbase --include=systemd,udev --aptopt=Acquire::Check-Valid-Until "false"` +
-		" --keyring=" + keyring + " trixie CACHE/work/root.out/root.tar http://debian.example"
-	if diff := cmp.Diff(want, h.ran[len(h.ran)-1]); diff != "" {
-		t.Errorf("command differs (-want +got):\n%s", diff)
+	const options = `mmdebstrap --variant=minbase --include=systemd,udev --aptopt=Acquire::Check-Valid-Until "false"` +
+		" --keyring=" + keyring
+	for suite, want := range map[string]string{
+		Trixie: " trixie CACHE/work/root.out/root.tar deb http://debian.example trixie main",
+		Bookworm: ` --aptopt=APT::Default-Release "bookworm-backports" bookworm CACHE/work/root.out/root.tar` +
+			" deb http://debian.example bookworm main deb http://debian.example bookworm-backports main",
+	} {
+		t.Run(suite, func(t *testing.T) {
+			h := &host{}
+			b := newBuilder(t, h)
+			if _, err := b.Root(t.Context(), suite); err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(options+want, h.ran[len(h.ran)-1]); diff != "" {
+				t.Errorf("command differs (-want +got):\n%s", diff)
+			}
+		})
 	}
 }
 

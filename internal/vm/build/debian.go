@@ -15,8 +15,9 @@ import (
 
 // The Debian releases that a root file system can be of.
 const (
-	Trixie = "trixie" // systemd 257
-	Sid    = "sid"    // systemd 262 or later: it moves on, and a cached root stays as it is
+	Bookworm = "bookworm-backports" // systemd 254
+	Trixie   = "trixie"             // systemd 257
+	Sid      = "sid"                // systemd 262 or later: it moves on, and a cached root stays as it is
 )
 
 // kernelSuites have the kernels: the next one has what the first has not.

@@ -88,14 +88,30 @@ func (b *Builder) Root(ctx context.Context, suite string) (string, error) {
 		}
 		b.Log.Printf("root file system: %s with mmdebstrap, half a minute", suite)
 		return b.run(ctx, filepath.Join(work, "mmdebstrap.log"), exec.Command("mmdebstrap",
-			"--variant=minbase", "--include="+strings.Join(packages, ","),
-			`--aptopt=Acquire::Check-Valid-Until "false"`, "--keyring="+keyring,
-			suite, filepath.Join(out, "root.tar"), mirror))
+			rootArgs(suite, packages, filepath.Join(out, "root.tar"), mirror)...))
 	})
 	if err != nil {
 		return "", fmt.Errorf("build the root file system of %s: %w", suite, err)
 	}
 	return filepath.Join(dir, "root.tar"), nil
+}
+
+// rootArgs are the arguments of mmdebstrap. A release's backports are that release,
+// with the packages that the backports have as they have them.
+func rootArgs(suite string, packages []string, tarball, mirror string) []string {
+	args := []string{
+		"--variant=minbase", "--include=" + strings.Join(packages, ","),
+		`--aptopt=Acquire::Check-Valid-Until "false"`, "--keyring=" + keyring,
+	}
+	release, backports := strings.CutSuffix(suite, "-backports")
+	if backports {
+		args = append(args, fmt.Sprintf("--aptopt=APT::Default-Release %q", suite))
+	}
+	args = append(args, release, tarball, "deb "+mirror+" "+release+" main")
+	if backports {
+		args = append(args, "deb "+mirror+" "+suite+" main")
+	}
+	return args
 }
 
 // files is img.Files and what every image has: the kernel and the agent.

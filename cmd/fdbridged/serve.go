@@ -104,7 +104,7 @@ func run(ctx context.Context, server *bridge.Server, pinner *bridge.Pinner, sock
 			}
 		}
 	})
-	stop := context.AfterFunc(ctx, func() {
+	context.AfterFunc(ctx, func() {
 		if err := errors.Join(sockets.root.Remove(), sockets.services.Remove()); err != nil {
 			log.Warning("Units that start now will wait for a fdbridged for a while: %v", err)
 		}
@@ -113,7 +113,6 @@ func run(ctx context.Context, server *bridge.Server, pinner *bridge.Pinner, sock
 			_ = watcher.Close()
 		}
 	})
-	defer stop()
 	running.Go(func() {
 		if err := server.ServeSessions(ctx, sockets.services); err != nil {
 			log.Err("Services cannot have sessions of their own any more: %v", err)

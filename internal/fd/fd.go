@@ -14,7 +14,7 @@ import (
 	"os"
 	"runtime"
 	"strconv"
-	"sync/atomic"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -23,18 +23,23 @@ import (
 var ErrClosed = errors.New("file descriptor is closed")
 
 // FD owns one file descriptor. The zero value owns none. An FD must not be
-// copied. Its methods may be called from several goroutines.
+// copied. Its methods may be called from several goroutines: a descriptor that is
+// closed while another method uses it is closed when that has ended, so that its
+// number is nobody else's meanwhile.
 type FD struct {
-	raw     atomic.Int64 // the number plus one; 0 when nothing is owned
 	cleanup runtime.Cleanup
+
+	mu     sync.Mutex
+	raw    int // the number plus one; 0 when nothing is owned
+	users  int // calls of Do that have not ended
+	closed bool
 }
 
 // New takes ownership of raw, which must be an open descriptor that nobody
 // else closes. A descriptor that its owner forgets is closed when the FD is
 // garbage collected; that is a backstop, and counted as a leak by fdtest.
 func New(raw int) *FD {
-	f := &FD{}
-	f.raw.Store(int64(raw) + 1)
+	f := &FD{raw: raw + 1}
 	f.cleanup = runtime.AddCleanup(f, func(raw int) { _ = unix.Close(raw) }, raw)
 	trackOpen(raw)
 	return f
@@ -43,13 +48,40 @@ func New(raw int) *FD {
 // Do calls fn with the descriptor's number, which fn must not keep or close.
 // It returns fn's error, or ErrClosed.
 func (f *FD) Do(fn func(raw int) error) error {
-	n := f.raw.Load()
-	if n == 0 {
-		return ErrClosed
+	raw, err := f.use()
+	if err != nil {
+		return err
 	}
-	err := fn(int(n - 1))
-	runtime.KeepAlive(f)
-	return err
+	defer f.unuse()
+	return fn(raw)
+}
+
+func (f *FD) use() (raw int, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.raw == 0 || f.closed {
+		return -1, ErrClosed
+	}
+	f.users++
+	return f.raw - 1, nil
+}
+
+func (f *FD) unuse() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.users--
+	if f.closed && f.users == 0 {
+		_ = f.release() // its owner has closed it without waiting for that
+	}
+}
+
+// release closes the descriptor; the caller has f.mu.
+func (f *FD) release() error {
+	raw := f.raw - 1
+	f.raw = 0
+	f.cleanup.Stop()
+	trackClose(raw)
+	return os.NewSyscallError("close", unix.Close(raw))
 }
 
 // Dup returns a second descriptor, close-on-exec, for the same open file. The
@@ -68,28 +100,37 @@ func (f *FD) Dup() (*FD, error) {
 }
 
 // Disown gives up ownership and returns the number, which the caller must
-// close; -1 when nothing is owned.
+// close; -1 when nothing is owned. No other method may be running.
 func (f *FD) Disown() int {
-	n := f.raw.Swap(0)
-	if n == 0 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.raw == 0 || f.closed {
 		return -1
 	}
+	raw := f.raw - 1
+	f.raw = 0
 	f.cleanup.Stop()
-	trackClose(int(n - 1))
-	return int(n - 1)
+	trackClose(raw)
+	return raw
 }
 
 // Close closes the descriptor. Closing twice, or a nil FD, does nothing, so
-// that it can be deferred beside an explicit Close.
+// that it can be deferred beside an explicit Close. What close(2) says is lost
+// when another method uses the descriptor at that time.
 func (f *FD) Close() error {
 	if f == nil {
 		return nil
 	}
-	raw := f.Disown()
-	if raw < 0 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.raw == 0 || f.closed {
 		return nil
 	}
-	return os.NewSyscallError("close", unix.Close(raw))
+	f.closed = true
+	if f.users > 0 {
+		return nil
+	}
+	return f.release()
 }
 
 // Stat returns what fstat(2) says.

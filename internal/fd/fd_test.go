@@ -45,6 +45,26 @@ func TestClosedFDAnswersErrClosedAndClosesTwice(t *testing.T) {
 	}
 }
 
+func TestADescriptorThatIsUsedIsNotClosed(t *testing.T) {
+	f := memfd(t)
+	err := f.Do(func(raw int) error {
+		if err := f.Close(); err != nil {
+			return err
+		}
+		if _, err := f.Stat(); !errors.Is(err, fd.ErrClosed) {
+			t.Errorf("Stat after Close: %v, want ErrClosed", err)
+		}
+		_, err := unix.FcntlInt(uintptr(raw), unix.F_GETFD, 0)
+		return err
+	})
+	if err != nil {
+		t.Errorf("its user finds it closed: %v", err)
+	}
+	if open := len(fd.Open()); open != 0 {
+		t.Errorf("%d descriptors are open when its user has ended", open)
+	}
+}
+
 func TestDupIsTheSameFileAndItsOwnDescriptor(t *testing.T) {
 	f := memfd(t)
 	dup, err := f.Dup()

@@ -24,6 +24,8 @@ type leftHeld struct {
 	// else, by the names they would be kept under; they are the parcels'.
 	taken     map[string]*fd.FD
 	manifests []*fd.FD
+	// unread are the sessions, by name, whose manifests cannot be read.
+	unread map[string]bool
 }
 
 // close closes all, which ends nothing: PID 1 has them too.
@@ -85,6 +87,7 @@ func (p *Preserver) takeHeld(store *units.Store, duplicator Duplicator) (parcels
 		made, err := p.held(left, u)
 		if err != nil {
 			p.Log.Err("%s: What is held for it in session %s will be lost: %v", u.Unit, u.Sessions[0], err)
+			left.unread[u.Sessions[0]] = true
 		}
 		if made != nil {
 			parcels = append(parcels, made)
@@ -104,7 +107,7 @@ func (p *Preserver) takeHeld(store *units.Store, duplicator Duplicator) (parcels
 // takeOver duplicates all that is in fdbridged's store.
 func (p *Preserver) takeOver(store *units.Store, duplicator Duplicator) (*leftHeld, error) {
 	left := &leftHeld{sessions: map[string]*session.Session{}, kept: map[string]*fd.FD{},
-		done: map[string]bool{}, taken: map[string]*fd.FD{}}
+		done: map[string]bool{}, taken: map[string]*fd.FD{}, unread: map[string]bool{}}
 	var kept []units.Entry
 	for _, e := range store.Entries {
 		switch {
@@ -184,12 +187,28 @@ func (l *leftHeld) manifest(at address, unit string) (*kho.Manifest, error) {
 		return nil, err
 	}
 	l.manifests = append(l.manifests, f)
-	return kho.ReadManifest(f, unit)
+	manifest, err := kho.ReadManifest(f, unit)
+	if err != nil {
+		delete(l.taken, keptName(at)) // it is of use where it is only
+	}
+	return manifest, err
+}
+
+// took tells whether anything was taken out of a session.
+func (l *leftHeld) took(session string) bool {
+	for name := range l.taken {
+		if strings.HasPrefix(name, keptOf(session)) {
+			return true
+		}
+	}
+	return false
 }
 
 // finishHeld finishes the held sessions, which frees their files to be preserved
 // again. What was taken out of them goes into this service's own store first:
-// were the update called off after that, fdbridged finds it there.
+// were the update called off after that, fdbridged finds it there. A session that
+// cannot be read is left as it is: it ends with the kernel, unless the update is
+// called off.
 func (p *Preserver) finishHeld(left *leftHeld) {
 	var failed []error
 	for name, f := range left.taken {
@@ -202,7 +221,7 @@ func (p *Preserver) finishHeld(left *leftHeld) {
 		p.Log.Warning("What is held for units would not survive if the live update were called off from here on: %v", err)
 	}
 	for name, s := range left.sessions {
-		if name == kho.IndexSession {
+		if name == kho.IndexSession || left.unread[name] && !left.took(name) {
 			continue
 		}
 		if err := s.Finish(); err != nil {

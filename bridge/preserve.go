@@ -278,6 +278,9 @@ func (p *Preserver) fill(ctx context.Context, packer *packer) (index *session.Se
 		packer.pack(parcel)
 	}
 	list, err := packer.finish(held)
+	if err == nil {
+		err = p.require(list)
+	}
 	done.Index.Units = slices.Concat(done.Index.Units, list, lost)
 	done.Index.Services = services
 	if found.shared {

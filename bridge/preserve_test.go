@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -353,6 +354,52 @@ func TestWhatIsHeldSurvivesAnUpdateThatIsCalledOff(t *testing.T) {
 	w.check(want)
 	if n := len(w.units[rescueUnit].store); n != 0 {
 		t.Errorf("%d fds are left in the store of %s", n, rescueUnit)
+	}
+}
+
+func TestWhatIsHeldAndCannotBeReadIsLeftWhereItIs(t *testing.T) {
+	w := newWorld(t)
+	for _, unit := range []string{"a.service", "b.service"} {
+		w.add(unit, "yes")
+		w.put(unit, "own", unit)
+	}
+	w.update()
+	var finished []string
+	w.kernel.Fail = func(request uint, name string, token uint64) error {
+		switch {
+		case request == session.ReqRetrieveFD && name == kho.SessionName("a.service"):
+			return unix.EIO
+		case request == session.ReqFinish:
+			finished = append(finished, name)
+		}
+		return nil
+	}
+	_ = w.preserve()
+	if want := []string{kho.SessionName("b.service")}; !slices.Equal(finished, want) {
+		t.Errorf("finished were %v, want %v:\n%s", finished, want, w.logged())
+	}
+}
+
+// What is held is required, too, and another session has one of its files by then.
+func TestALossOfWhatIsHeldCallsTheUpdateOff(t *testing.T) {
+	w := newWorld(t)
+	w.add("required.service", "yes")
+	w.put("required.service", "own", "mine")
+	w.update()
+	w.kernel.Fail = func(request uint, name string, token uint64) error {
+		if request == session.ReqPreserveFD && name == kho.SessionName("required.service") {
+			return unix.EBUSY
+		}
+		return nil
+	}
+	if _, err := w.preserver().Run(t.Context()); !errors.Is(err, bridge.ErrRequired) {
+		t.Errorf("%v, want ErrRequired", err)
+	}
+	w.kernel.Fail = nil
+	_, socket, stop := w.serve()
+	defer stop()
+	if n, err := w.deliver(socket, "required.service"); n != 1 || err != nil {
+		t.Errorf("after that %d fds were delivered, %v", n, err)
 	}
 }
 

@@ -178,7 +178,7 @@ func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) 
 	workers.Wait()
 	d, failed := duplicator()
 	found.duplicator = d
-	if errors.Is(err, units.ErrManager) && !p.Partly || failed != nil {
+	if err != nil && !p.Partly || failed != nil {
 		if failed == nil {
 			found.close()
 		}

@@ -43,14 +43,21 @@ func preserve(ctx context.Context) error {
 		return errors.Join(err, socket.Close())
 	}
 	err = await(ctx, preserver, rules, socket, log)
+	bound := sum(rules.PreserveTimeout, sealTimeout)
 	if err == nil {
-		// PreserveTimeoutSec=infinity is the greatest number that there is.
-		err = socket.ExtendTimeout(min(rules.PreserveTimeout, unitfile.Infinity-sealTimeout) + sealTimeout)
+		err = socket.ExtendTimeout(bound)
 	}
+	// The service manager has no bound of its own any more when it was reloaded while
+	// something was prepared: see outlastReloads.
+	late := time.AfterFunc(bound, func() {
+		log.Err("The live update is called off: preserving has not come to an end within %v.", bound)
+		os.Exit(1)
+	})
 	var preserved *bridge.Preserved
 	if err == nil {
 		preserved, err = preserveStores(ctx, preserver, rules)
 	}
+	late.Stop()
 	if err != nil {
 		return notPreserved(ctx, errors.Join(err, preserver.Abandon()), log, socket)
 	}
@@ -73,13 +80,17 @@ func await(ctx context.Context, preserver *bridge.Preserver, rules *config.Rules
 	if err != nil || begun { // without an answer it is more likely that PID 1 is busy with one
 		return shutdown.Wait(ctx, alive)
 	}
+	// Preserving a terabyte takes more than TimeoutStartSec=.
+	if err := socket.ExtendTimeout(sum(rules.PrepareTimeout, stopTimeout)); err != nil {
+		return err
+	}
 	prepared, err := preserver.Prepare(ctx)
 	if err != nil {
 		if begun, _ := shutdown.Begun(ctx); begun { // meanwhile, and all can be done then
 			log.Warning("%v", err)
 			return shutdown.Wait(ctx, alive)
 		}
-		return err
+		return fmt.Errorf("%w: %w", errUnprepared, err)
 	}
 	log.Info("%s", prepared.Summary())
 	if err := socket.Status(prepared.Summary()); err != nil {
@@ -100,6 +111,13 @@ func await(ctx context.Context, preserver *bridge.Preserver, rules *config.Rules
 	}
 	return err
 }
+
+// errUnprepared says that no live update was under way, and that none is prepared.
+var errUnprepared = errors.New("nothing is prepared")
+
+// sum is that of two times, of which the first can be without end, which is the
+// greatest number that there is.
+func sum(long, more time.Duration) time.Duration { return min(long, unitfile.Infinity-more) + more }
 
 // startingDropIn is a drop-in of this service as long as something is prepared.
 const startingDropIn = "/run/systemd/system/" + bridge.PreserveUnit + ".d/zz-prepared.conf"
@@ -135,7 +153,11 @@ func notPreserved(ctx context.Context, err error, log *journal.Log, socket *noti
 	if ctx.Err() != nil {
 		return socket.Close()
 	}
-	log.Err("The live update is called off: %v", err)
+	if errors.Is(err, errUnprepared) {
+		log.Err("%v", err)
+	} else {
+		log.Err("The live update is called off: %v", err)
+	}
 	return errors.Join(err, socket.Close())
 }
 

@@ -23,6 +23,20 @@ const memfdType = "memfd"
 // fixedSize are the seals of a memfd whose size cannot change any more.
 const fixedSize = unix.F_SEAL_GROW | unix.F_SEAL_SHRINK
 
+// settled tells whether a memfd with these seals refuses nothing when it is preserved
+// that it does not refuse before: a change in size, and F_SEAL_WRITE, for which the
+// kernel waits in vain that nobody else has the pages (memfd_wait_for_pins in
+// mm/memfd.c, Linux 7.2).
+func settled(seals int) bool {
+	return seals&fixedSize == fixedSize && seals&(unix.F_SEAL_SEAL|unix.F_SEAL_WRITE) != 0
+}
+
+// firstToPrepare is the first kernel that carries what is written to a memfd after it
+// was preserved. Earlier ones note then which pages there is something in: of the others
+// it would lose what is written to them later (mm/memfd_luo.c of Linux 6.19, and what that
+// of 7.2 says of it).
+var firstToPrepare = kho.Release{Major: 7}
+
 // Prepared is what a Preserver has preserved ahead.
 type Prepared struct {
 	Units, FDs int
@@ -38,8 +52,9 @@ func (p *Prepared) Summary() string {
 // which has to follow or Abandon, only has to do the rest. What cannot be preserved
 // yet is left to Run. The device is open only while sessions are made.
 //
-// A memfd that is preserved can be read and written, but not changed in size, and no
-// hole can be punched into it (mm/shmem.c, Linux 7.2).
+// A memfd that is preserved can be read and written, but not changed in size, no hole
+// can be punched into it (mm/shmem.c, Linux 7.2), and it cannot be sealed against
+// writing. On a kernel before firstToPrepare nothing is prepared.
 //
 // An error means that nothing is prepared.
 func (p *Preserver) Prepare(ctx context.Context) (prepared Prepared, err error) {
@@ -51,6 +66,10 @@ func (p *Preserver) Prepare(ctx context.Context) (prepared Prepared, err error) 
 		}
 		p.ahead = k
 	}()
+	if kho.ReleaseOf(p.Origin.Kernel).Before(firstToPrepare) {
+		p.Log.Warning("Linux %s can preserve nothing while services run: all is preserved when they have stopped.", p.Origin.Kernel)
+		return prepared, nil
+	}
 	var stores []*units.Store
 	err = p.Stores.EachStore(ctx, func(store *units.Store) {
 		if store.OptedIn() && !p.Excluded(store.Unit) && p.Early(store.Unit) != generator.EarlyNo {
@@ -99,9 +118,8 @@ func (p *Preserver) early(k *packer, stores []*units.Store) ([]*parcel, error) {
 				continue
 			}
 			e := &store.Entries[i]
-			sealed := f.Seals&fixedSize == fixedSize
 			it := item{file: f.FD, inode: inode{f.Dev, f.Ino}, entry: kho.Entry{Size: f.Size}}
-			if e.Type() != memfdType || !sealed && p.Early(store.Unit) != generator.EarlyYes || !k.claimEarly(&it) {
+			if e.Type() != memfdType || !settled(f.Seals) && p.Early(store.Unit) != generator.EarlyYes || !k.claimEarly(&it) {
 				_ = f.FD.Close() // Run opens it anew
 				continue
 			}

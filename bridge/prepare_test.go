@@ -18,7 +18,11 @@ import (
 	"github.com/fdbridge/fdbridge/session"
 )
 
-const fixedSize = unix.F_SEAL_GROW | unix.F_SEAL_SHRINK
+// Of a memfd with settled the size cannot change any more, nor the seals.
+const (
+	fixedSize = unix.F_SEAL_GROW | unix.F_SEAL_SHRINK
+	settled   = fixedSize | unix.F_SEAL_SEAL
+)
 
 // seal seals what is in a unit's store under a name.
 func (w *world) seal(unit, name string, seals int) {
@@ -92,10 +96,10 @@ func preparable(t *testing.T) *world {
 	for _, unit := range []string{"a.service", "early.service", "never.service"} {
 		w.add(unit, "yes")
 		w.put(unit, "sealed", unit)
-		w.seal(unit, "sealed", fixedSize)
+		w.seal(unit, "sealed", settled)
 		w.put(unit, "grows", unit)
 		w.put(unit, "other", unit)
-		w.seal(unit, "other", unix.F_SEAL_GROW)
+		w.seal(unit, "other", fixedSize)
 		w.putPipe(unit, "pipe")
 	}
 	w.add("none.service", "yes")
@@ -103,7 +107,7 @@ func preparable(t *testing.T) *world {
 	for unit, preserve := range map[string]string{"restart.service": "restart", "excluded.service": "yes"} {
 		w.add(unit, preserve)
 		w.put(unit, "sealed", "x")
-		w.seal(unit, "sealed", fixedSize)
+		w.seal(unit, "sealed", settled)
 	}
 	return w
 }
@@ -177,6 +181,19 @@ func TestPreparePreservesWhatEarlyAllows(t *testing.T) {
 	if diff := cmp.Diff(want, counts); diff != "" {
 		t.Errorf("preserved at the end (-want +got):\n%s", diff)
 	}
+}
+
+func TestNothingIsPreparedOnAKernelThatWouldLoseIt(t *testing.T) {
+	w := preparable(t)
+	counts := w.counted()
+	p := w.preserver()
+	p.Origin.Kernel = "6.19.8-1-amd64"
+	prepared, err := p.Prepare(t.Context())
+	if prepared != (bridge.Prepared{}) || len(counts) > 0 || err != nil {
+		t.Errorf("Prepare: %+v, %v, preserved %v", prepared, err, counts)
+	}
+	w.withoutPipes()
+	w.then(p, append(withPipes, "none.service")...)
 }
 
 func TestWhatChangesAfterPreparingIsCarriedAsItIs(t *testing.T) {

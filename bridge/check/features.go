@@ -52,10 +52,10 @@ type Directives struct {
 }
 
 // The releases in which the kernel has learnt something.
-const (
-	linux619 = 6<<16 | 19 // live update, with memfds
-	linux71  = 7<<16 | 1  // seals
-	linux72  = 7<<16 | 2  // no limits
+var (
+	linux619 = kho.Release{Major: 6, Minor: 19} // live update, with memfds
+	linux71  = kho.Release{Major: 7, Minor: 1}  // seals
+	linux72  = kho.Release{Major: 7, Minor: 2}  // no limits
 )
 
 // The limits before Linux 7.2: of luo_file.c, and of luo_session.c.
@@ -93,8 +93,8 @@ func (c *Checker) kernelFeatures(ctx context.Context, f *Features) error {
 	}
 	k := &f.Kernel
 	k.Release = origin.Kernel
-	release := releaseNumber(k.Release)
-	if release >= linux619 && release < linux72 {
+	release := kho.ReleaseOf(k.Release)
+	if !release.Before(linux619) && release.Before(linux72) {
 		k.SessionFiles, k.Sessions = new(oldSessionFiles), new(oldSessions)
 	}
 	if !state.LUO.Known {
@@ -117,7 +117,7 @@ func (c *Checker) kernelFeatures(ctx context.Context, f *Features) error {
 		return err
 	}
 	f.memfds(running)
-	k.Seals = new(release >= linux71 && (k.Memfd == nil || *k.Memfd))
+	k.Seals = new(!release.Before(linux71) && (k.Memfd == nil || *k.Memfd))
 	return nil
 }
 
@@ -133,15 +133,6 @@ func (f *Features) memfds(running *image.Kernel) {
 	default:
 		f.note("Whether this kernel was built with CONFIG_LIVEUPDATE_MEMFD=y cannot be told: %s.", config.Why)
 	}
-}
-
-// releaseNumber makes a number of a kernel's release, 0 of none.
-func releaseNumber(release string) int {
-	var major, minor int
-	if n, _ := fmt.Sscanf(release, "%d.%d", &major, &minor); n != 2 {
-		return 0
-	}
-	return major<<16 | minor
 }
 
 // systemdFeatures asks the service manager, and tells whether fdbridge's own

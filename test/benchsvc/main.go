@@ -115,7 +115,7 @@ func memfd(size int, sealed bool) (*fd.FD, error) {
 		_, err = unix.Pwrite(raw, []byte{1}, int64(at))
 	}
 	if err == nil && sealed {
-		_, err = unix.FcntlInt(uintptr(raw), unix.F_ADD_SEALS, unix.F_SEAL_GROW|unix.F_SEAL_SHRINK)
+		_, err = unix.FcntlInt(uintptr(raw), unix.F_ADD_SEALS, unix.F_SEAL_GROW|unix.F_SEAL_SHRINK|unix.F_SEAL_SEAL)
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())

@@ -176,3 +176,23 @@ func TestLUOSessionOfWhatIsLostIsNew(t *testing.T) {
 		t.Errorf("problems: %q", p)
 	}
 }
+
+func TestSessionsTakeRoomInTheStore(t *testing.T) {
+	w := newWorld(t)
+	w.add("luo.service", "yes")
+	for _, name := range []string{"a", "b", "c"} {
+		w.put("luo.service", name, name)
+	}
+	w.kexec(w.preserve())
+	w.setMax("luo.service", 3)
+	d := w.daemon()
+	if err := w.luo(d.socket, "luo.service", "s"); err == nil || !strings.Contains(err.Error(), "room for 3 fds only, and 4 are needed") {
+		t.Errorf("delivered into a store without room: %v", err)
+	}
+	if diff := cmp.Diff([]string{"s"}, w.names("luo.service")); diff != "" {
+		t.Errorf("store (-want +got):\n%s", diff)
+	}
+	if !slices.Contains(d.holder.Units(), "luo.service") {
+		t.Error("what is held is held no more")
+	}
+}

@@ -76,6 +76,8 @@ type Deliverer struct {
 	// Waits is called each time that fdbridged says that it is another unit's turn
 	// yet, so that the unit is given StartTimeout from then on.
 	Waits func()
+
+	sessions int // those that Sessions leaves in the store
 }
 
 var (

@@ -22,6 +22,7 @@ const sessionsTimeout = 20 * time.Second
 //
 // It comes before Run, as systemd's sessions are there before what the unit stores.
 func (d *Deliverer) Sessions(ctx context.Context, names []string) (came []string, err error) {
+	d.sessions = len(names)
 	if len(names) == 0 {
 		return nil, nil
 	}

@@ -57,9 +57,9 @@ func (u *unpacking) unpack(ctx context.Context) error {
 		return err
 	}
 	entries := slices.DeleteFunc(m.Entries, func(e kho.Entry) bool { return e.Kind == kho.KindLost })
-	if len(entries) > u.Max {
-		return fmt.Errorf("its fd store has room for %d fds only, and %d are held; raise FileDescriptorStoreMax= to that and restart the unit",
-			u.Max, len(entries))
+	if need := len(entries) + u.sessions; need > u.Max {
+		return fmt.Errorf("its fd store has room for %d fds only, and %d are needed; raise FileDescriptorStoreMax= to that and restart the unit",
+			u.Max, need)
 	}
 	u.names, u.shared = map[string]bool{}, map[place]*file{}
 	defer u.closeShared()

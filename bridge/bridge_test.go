@@ -295,6 +295,20 @@ func TestOldAndNewFDsAreNotMixed(t *testing.T) {
 	}
 }
 
+// The unit was started without asking, and asks since PID 1 has reloaded its files.
+func TestOldAndNewFDsAreNotMixedAfterAReload(t *testing.T) {
+	w := newWorld(t)
+	w.add("a.service", "yes")
+	w.put("a.service", "x", "old")
+	w.kexec(w.preserve())
+	d := w.daemon()
+	w.put("a.service", "x", "new")
+	d.server.Forget()
+	if _, err := w.deliver(d.socket, "a.service"); err == nil || !strings.Contains(err.Error(), "1 fds already") {
+		t.Errorf("deliver: %v", err)
+	}
+}
+
 func TestAStoreThatIsTooSmallLeavesTheSessionHeld(t *testing.T) {
 	w := newWorld(t)
 	w.add("a.service", "yes")

@@ -28,6 +28,8 @@ type Pinner struct {
 	// error, none.
 	Covered  func() (map[string]bool, error)
 	Excluded func(unit string) bool
+	// Reloaded is called by Follow when PID 1 has reloaded its units, or may have.
+	Reloaded func()
 	Log      *journal.Log
 
 	news   chan news
@@ -65,6 +67,9 @@ func (p *Pinner) Follow(watcher *units.Watcher) {
 		if err != nil {
 			p.Log.Err("Transient units that are started from now on may lose their fd store when they stop: %v", err)
 			return
+		}
+		if all {
+			p.Reloaded()
 		}
 		p.tell(news{services, all})
 	}

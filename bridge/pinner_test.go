@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
 	"slices"
 	"sync"
 	"testing"
@@ -141,4 +142,31 @@ func TestPinnerAsksAgainWhenPID1DidNotAnswer(t *testing.T) {
 	if diff := cmp.Diff([]string{"a@1.service"}, p.pinned); diff != "" {
 		t.Errorf("pinned (-want +got):\n%s", diff)
 	}
+}
+
+func TestPinnerTellsOfReloads(t *testing.T) {
+	root := t.TempDir()
+	if err := os.MkdirAll(root+"/run/systemd", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	watcher, err := units.NewWatcher(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reloaded := make(chan struct{}, 1)
+	pinner := bridge.NewPinner()
+	pinner.Reloaded = func() { reloaded <- struct{}{} }
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		pinner.Follow(watcher)
+	}()
+	if err := os.Mkdir(root+"/run/systemd/generator", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	<-reloaded // or the test does not end
+	if err := watcher.Close(); err != nil {
+		t.Error(err)
+	}
+	<-done
 }

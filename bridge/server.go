@@ -100,6 +100,15 @@ func (s *Server) Begin(ctx context.Context) error {
 	return err
 }
 
+// Forget has all stores looked at again. It is called when PID 1 has reloaded its
+// units: one may have been started before without asking for its fds, for what its files
+// said, and ask from then on.
+func (s *Server) Forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.idle = nil
+}
+
 // Serve serves listener until it is closed, and waits for the connections that
 // are open then. When ctx ends, those to whom something was granted have eight
 // seconds left, and the others none: they will find the next fdbridged.

@@ -55,6 +55,7 @@ func serve(ctx context.Context) error {
 	pinner := newPinner(settings, reader, log)
 	server := newServer(settings, holder, reader, log)
 	server.Started = pinner.Notice
+	pinner.Reloaded = server.Forget
 	if err := server.Begin(ctx); err != nil {
 		log.Warning("Units will start more slowly: %v", err)
 	}

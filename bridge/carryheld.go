@@ -157,13 +157,10 @@ func readIndex(s *session.Session) (index *kho.Index, err error) {
 
 // held makes a parcel of what is held for a unit; nil when it is not any more.
 func (p *Preserver) held(left *leftHeld, unit *kho.IndexUnit) (*parcel, error) {
-	if len(unit.Sessions) == 0 {
+	if !left.has(unit) {
 		return nil, nil
 	}
 	at := address{unit.Sessions[0], unit.Token}
-	if left.done[doneName(at)] || left.sessions[at.session] == nil && left.kept[keptName(at)] == nil {
-		return nil, nil
-	}
 	manifest, err := left.manifest(at, unit.Unit)
 	if errors.Is(err, session.ErrNoToken) {
 		return nil, nil // finished and not yet removed
@@ -178,6 +175,15 @@ func (p *Preserver) held(left *leftHeld, unit *kho.IndexUnit) (*parcel, error) {
 		}
 	}
 	return made, nil
+}
+
+// has tells whether something is held for a unit.
+func (l *leftHeld) has(unit *kho.IndexUnit) bool {
+	if len(unit.Sessions) == 0 {
+		return false
+	}
+	at := address{unit.Sessions[0], unit.Token}
+	return !l.done[doneName(at)] && (l.sessions[at.session] != nil || l.kept[keptName(at)] != nil)
 }
 
 // manifest reads a manifest and keeps its file until close.

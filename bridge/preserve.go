@@ -198,7 +198,11 @@ const giveUpTimeout = 10 * time.Second
 func (p *Preserver) GiveUp(ctx context.Context, why error) {
 	ctx, stop := context.WithTimeout(ctx, giveUpTimeout)
 	defer stop()
-	p.Log.Err("No fd store will be carried into the next kernel: %v", why)
+	by := ""
+	if shared, err := p.Stores.Carries(ctx); err == nil && shared {
+		by = " by fdbridge, but maybe by the service manager"
+	}
+	p.Log.Err("No fd store will be carried into the next kernel%s: %v", by, why)
 	err := p.Stores.EachStore(ctx, func(s *units.Store) {
 		if s.Unit == OwnUnit {
 			p.giveUpOwn(s)
@@ -210,7 +214,7 @@ func (p *Preserver) GiveUp(ctx context.Context, why error) {
 		for i := range s.Entries {
 			names = append(names, fmt.Sprintf("%q (%s)", s.Entries[i].Name, s.Entries[i].Type()))
 		}
-		p.Log.Err("%s: Not carried are the fds %s", s.Unit, strings.Join(names, ", "))
+		p.Log.Err("%s: Not carried%s are the fds %s", s.Unit, by, strings.Join(names, ", "))
 	})
 	if err != nil {
 		p.Log.Err("Not every fd store can be read, there may be more that is not carried: %v", err)
@@ -228,6 +232,29 @@ func (p *Preserver) giveUpOwn(own *units.Store) {
 	if open > 0 {
 		p.Log.Err("Not carried are %d sessions that services have opened, and what fdbridged holds", open)
 	}
+	if err := p.giveUpHeld(own); err != nil {
+		p.Log.Err("There may be more that is held for units and not carried: %v", err)
+	}
+}
+
+// giveUpHeld logs what is lost of what fdbridged holds for units.
+func (p *Preserver) giveUpHeld(own *units.Store) error {
+	d, err := p.Duplicator()
+	if err != nil {
+		return err
+	}
+	defer func() { _ = d.Close() }() // it was only read from
+	left, err := p.takeOver(own, d)
+	defer left.close()
+	index, failed := left.index()
+	if index != nil {
+		for i := range index.Units {
+			if u := &index.Units[i]; left.has(u) {
+				p.Log.Err("%s: Not carried are the %d fds that are held for it", u.Unit, u.Entries)
+			}
+		}
+	}
+	return errors.Join(err, failed)
 }
 
 // fill puts all that there is to carry into sessions, and returns that of the

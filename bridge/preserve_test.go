@@ -408,6 +408,29 @@ func (w *world) rescued(context.Context) ([]notify.Passed, func() error, error) 
 	return w.passed(rescueUnit), func() error { w.empty(rescueUnit); return nil }, nil
 }
 
+func TestWhatIsHeldAndNotCarriedIsNamed(t *testing.T) {
+	w := newWorld(t)
+	for _, unit := range []string{"a.service", "b.service"} {
+		w.add(unit, "yes")
+		w.put(unit, "x", "X")
+	}
+	w.update("b.service")
+	w.carries = true
+	w.preserver().GiveUp(t.Context(), errors.New("it is broken"))
+	const by = " by fdbridge, but maybe by the service manager"
+	for _, want := range []string{
+		"No fd store will be carried into the next kernel" + by, "b.service: Not carried" + by + ` are the fds "x" (memfd)`,
+		"a.service: Not carried are the 1 fds that are held for it",
+	} {
+		if !strings.Contains(w.logged(), want) {
+			t.Errorf("the log does not say %q:\n%s", want, w.logged())
+		}
+	}
+	if strings.Contains(w.logged(), "b.service: Not carried are the 1 fds that are held") {
+		t.Errorf("what was delivered is not held:\n%s", w.logged())
+	}
+}
+
 func TestWhatALiveUpdateWithoutFdbridgeDoesNotCarryIsNamed(t *testing.T) {
 	w := newWorld(t)
 	for _, unit := range []string{"a.service", "excluded.service"} {

@@ -41,6 +41,7 @@ func (h *Holder) Restore(ctx context.Context, passed []notify.Passed) {
 	h.assigned = map[string]string{}
 	h.tried, h.patience = make(chan struct{}), time.Now().Add(unknownPatience)
 	h.opened, h.askedFor, h.opening = map[string]*opened{}, map[string]bool{}, make(chan struct{}, 1)
+	h.resumed = len(passed) > 0
 	h.adopt(h.adoptOpened(passed))
 	h.mu.Unlock()
 	if err := h.rescue(ctx); err != nil {

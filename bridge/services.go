@@ -245,17 +245,19 @@ func (h *Holder) removeSession(name string) error {
 	return errors.Join(h.Keeper.Remove(openPrefix+hash), h.Keeper.Remove(labelPrefix+hash), o.session.Close())
 }
 
-// unclaimed returns the units that something is held for, also those that have not
-// claimed a session of theirs since this fdbridged was started.
+// unclaimed returns the units that something is held for, also those that have
+// claimed none of their sessions. What was claimed from an earlier fdbridged is not
+// known: then it counts as if all were.
 func (h *Holder) unclaimed() []string {
 	units := h.Units()
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.index == nil {
+	if h.index == nil || h.resumed {
 		return units
 	}
 	for _, s := range h.index.Services {
-		if h.sessions[s.Session] != nil && !h.askedFor[s.Session] && !slices.Contains(units, s.Unit) {
+		claimed := slices.ContainsFunc(h.cameFor(s.Unit), func(s kho.Service) bool { return h.askedFor[s.Session] })
+		if h.sessions[s.Session] != nil && !claimed && !slices.Contains(units, s.Unit) {
 			units = append(units, s.Unit)
 		}
 	}

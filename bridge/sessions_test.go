@@ -299,6 +299,18 @@ func TestASessionThatIsNotClaimedInTimeIsDropped(t *testing.T) {
 	_ = w.gets(path, "other.service", wire.OpClaimSession, "claimed").Close()
 }
 
+// What was claimed from the fdbridged before is in use, for all that this one knows.
+func TestASessionThatMayBeClaimedIsNotDropped(t *testing.T) {
+	w := vm(t)
+	w.kexec(w.preserve())
+	d := w.daemon()
+	_ = w.gets(d.services(), "vm.service", wire.OpClaimSession, "guest").Close()
+	d.stop()
+	d = w.daemon()
+	d.server.Expire(t.Context(), time.Nanosecond)
+	_ = w.gets(d.services(), "vm.service", wire.OpClaimSession, "guest").Close()
+}
+
 func TestASessionThatDidNotComeIsAProblemAndSaidToItsUnit(t *testing.T) {
 	w := vm(t)
 	w.kexec(w.preserve())

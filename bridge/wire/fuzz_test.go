@@ -28,19 +28,19 @@ func FuzzReceive(f *testing.F) {
 		f.Add([]byte(seed), uint8(len(seed)%4))
 	}
 	f.Fuzz(func(t *testing.T, packet []byte, fds uint8) {
-		client, server := rawPair(t)
-		defer unix.Close(client)
-		defer server.Close()
+		raw, client := rawPair(t)
+		defer unix.Close(raw)
+		defer client.Close()
 		var rights []byte
 		if n := int(fds % 4); n > 0 {
-			rights = unix.UnixRights([]int{client, client, client}[:n]...)
+			rights = unix.UnixRights([]int{raw, raw, raw}[:n]...)
 		}
-		if err := unix.Sendmsg(client, packet, rights, nil, unix.MSG_DONTWAIT); err != nil {
+		if err := unix.Sendmsg(raw, packet, rights, nil, unix.MSG_DONTWAIT); err != nil {
 			return // more than a socket takes
 		}
 		before := len(fd.Open())
 		var request wire.Request
-		got, err := server.Receive(&request)
+		got, err := client.Receive(&request)
 		if open := len(fd.Open()) - before; open != 0 && (open != 1 || got == nil) {
 			t.Errorf("%d descriptors are owned, returned is %v", open, got)
 		}

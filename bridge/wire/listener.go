@@ -42,8 +42,10 @@ func listen(path string, mode uint32) (*Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open a socket: %w", err)
 	}
-	// fchmod before bind sets the mode that the new file gets, less the umask.
-	err = unix.Fchmod(raw, mode)
+	err = refuseFDs(raw)
+	if err == nil { // before bind it sets the mode that the new file gets, less the umask
+		err = unix.Fchmod(raw, mode)
+	}
 	if err == nil {
 		if err = unix.Unlink(path); errors.Is(err, unix.ENOENT) {
 			err = nil
@@ -67,6 +69,17 @@ func listen(path string, mode uint32) (*Listener, error) {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
 	return &Listener{conn: conn, path: path}, nil
+}
+
+// refuseFDs has the kernel refuse fds beside what is sent to a socket and to those
+// that it accepts: no request has any, and closing one of a file system that does not
+// answer takes as long as whoever has sent it likes (Linux 6.16, net/unix/af_unix.c).
+func refuseFDs(raw int) error {
+	err := unix.SetsockoptInt(raw, unix.SOL_SOCKET, unix.SO_PASSRIGHTS, 0)
+	if errors.Is(err, unix.ENOPROTOOPT) { // an earlier kernel, which has no live update either
+		return nil
+	}
+	return os.NewSyscallError("setsockopt(SO_PASSRIGHTS)", err)
 }
 
 // Accept waits for the next connection, which the caller closes. It ends with

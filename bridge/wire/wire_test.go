@@ -39,26 +39,29 @@ func pair(t testing.TB) (client, server *wire.Conn) {
 	return client, server
 }
 
-// rawPair is pair with a client that can send what a Conn does not.
-func rawPair(t testing.TB) (client int, server *wire.Conn) {
+// rawPair is pair with a server that can send what a Conn does not. (A client's fds
+// are refused by the kernel.)
+func rawPair(t testing.TB) (server int, client *wire.Conn) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "socket")
-	listener, err := wire.Listen(path)
+	listener, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer listener.Close()
-	client, err = unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	if err == nil {
-		err = unix.Connect(client, &unix.SockaddrUnix{Name: path})
+	defer unix.Close(listener)
+	if err = unix.Bind(listener, &unix.SockaddrUnix{Name: path}); err == nil {
+		err = unix.Listen(listener, 1)
 	}
 	if err == nil {
-		server, err = listener.Accept()
+		client, err = wire.Dial(path)
+	}
+	if err == nil {
+		server, _, err = unix.Accept4(listener, unix.SOCK_CLOEXEC)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	return client, server
+	return server, client
 }
 
 func pipe(t *testing.T) *fd.FD {
@@ -119,6 +122,23 @@ func TestPeerIsTheProcessThatConnected(t *testing.T) {
 	}
 }
 
+func TestNoRequestHasAnFDWithIt(t *testing.T) {
+	client, server := pair(t)
+	f := pipe(t)
+	err := client.Send(wire.Request{Op: wire.OpOpenSession}, f)
+	if errors.Is(err, unix.EPERM) {
+		return // Linux 6.16 and later
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	stray, err := server.Receive(&wire.Request{})
+	_ = stray.Close()
+	if err != nil {
+		t.Error(err)
+	}
+}
+
 func TestReceiveEndsWithThePeer(t *testing.T) {
 	client, server := pair(t)
 	_ = server.Close()
@@ -147,14 +167,14 @@ func TestMalformedPacketsAreRefusedAndLeaveNoFD(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			raw, server := rawPair(t)
+			raw, client := rawPair(t)
 			defer unix.Close(raw)
-			defer server.Close()
+			defer client.Close()
 			if err := pipe(t).Do(func(f int) error { return send(raw, f) }); err != nil {
 				t.Fatal(err)
 			}
 			before := descriptors(t)
-			f, err := server.Receive(&wire.Request{})
+			f, err := client.Receive(&wire.Request{})
 			if !errors.Is(err, wire.ErrPacket) || f != nil {
 				t.Errorf("Receive: %v, %v; want ErrPacket", f, err)
 			}

@@ -27,7 +27,7 @@ func TestAMachineThatIsFull(t *testing.T) {
 	b.sh("rm %s; systemctl daemon-reload", dropIn)
 	truth = b.restarted("a.service")
 	b.sh(`for dir in / /run; do
-	fallocate -l $(($(stat -f -c '(%%f - 2048) * %%S' $dir))) $dir/most
+	fallocate -l $(($(stat -f -c '(%%a - 8192) * %%S' $dir))) $dir/most
 	dd if=/dev/zero of=$dir/rest bs=4k 2> /dev/null || true
 	test "$(stat -f -c %%a $dir)" = 0
 done`)

@@ -157,8 +157,31 @@ func (p *plan) dropIn(u *unitfile.Unit) []byte {
 		p.problem(u.Name, "it will not get its fds back, because %s=%s in %s overrules %s",
 			a.Key, a.Value, a.Path, DropInName)
 	}
+	if root, apart := ownRoot(settings); apart {
+		p.problem(u.Name, "it will not get its fds back, because there is no fdbridge-inject in %s; set RootDirectoryStartOnly=yes", root)
+	}
 	notifyAccess, _ := settings.Last(service, "NotifyAccess", isNotifyAccess)
 	return dropInFor(notifyAccess, sessions)
+}
+
+// ownRoot tells whether the processes of ExecStartPre= have another root directory than
+// the machine, and which setting says so (EXEC_APPLY_CHROOT in src/core/service.c, systemd
+// 257).
+func ownRoot(s unitfile.Settings) (setting string, apart bool) {
+	only, _ := s.Last(service, "RootDirectoryStartOnly", func(value string) bool {
+		_, ok := unitfile.ParseBool(value)
+		return ok
+	})
+	if yes, _ := unitfile.ParseBool(only); yes {
+		return "", false
+	}
+	any := func(string) bool { return true }
+	for _, key := range []string{"RootDirectory", "RootImage"} {
+		if value, _ := s.Last(service, key, any); value != "" && path.Clean(value) != "/" {
+			return key + "=" + value, true
+		}
+	}
+	return "", false
 }
 
 // overrules finds, in what is applied after a unit's drop-in, what undoes it.

@@ -196,3 +196,59 @@ func TestSessionsTakeRoomInTheStore(t *testing.T) {
 		t.Error("what is held is held no more")
 	}
 }
+
+// What has put a session into the store was cut off before it said so.
+func TestASessionThatIsInTheStoreAlreadyIsHeldNoLonger(t *testing.T) {
+	w := newWorld(t)
+	w.add("luo.service", "yes")
+	d := w.daemon()
+	if err := w.luo(d.socket, "luo.service", "s"); err != nil {
+		t.Fatal(err)
+	}
+	w.kexec(w.preserve())
+	d = w.daemon()
+	inject := w.inject(d.socket, "luo.service", keeper{m: w.manager, unit: "luo.service"})
+	if came, err := inject.Sessions(t.Context(), []string{"s"}); len(came) != 1 || err != nil {
+		t.Fatalf("came: %q, %v", came, err)
+	}
+	if err := w.luo(d.socket, "luo.service", "s"); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"s"}, w.names("luo.service")); diff != "" {
+		t.Errorf("store (-want +got):\n%s", diff)
+	}
+	if slices.ContainsFunc(w.names(bridge.OwnUnit), func(name string) bool { return strings.HasPrefix(name, "s-") }) {
+		t.Errorf("fdbridged holds it on: %q", w.names(bridge.OwnUnit))
+	}
+}
+
+// The kernel was replaced together with the systemd that made none yet.
+func TestASessionThatCameReplacesOneThatSystemdHasMade(t *testing.T) {
+	w := newWorld(t)
+	for _, unit := range []string{"luo.service", "another.service"} {
+		w.add(unit, "yes")
+	}
+	d := w.daemon()
+	if err := w.luo(d.socket, "luo.service", "s"); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.storedSession("luo.service", "s").Preserve(memfdWith(t, "S"), 1); err != nil {
+		t.Fatal(err)
+	}
+	w.kexec(w.preserve())
+	d = w.daemon()
+	if err := w.luo(d.socket, "another.service", "s"); err != nil {
+		t.Fatal(err)
+	}
+	made := w.storedSession("another.service", "s")
+	if err := (keeper{m: w.manager, unit: "luo.service"}).Store("s", made.FD()); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.luo(d.socket, "luo.service", "s"); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"s"}, w.names("luo.service")); diff != "" {
+		t.Errorf("store (-want +got):\n%s", diff)
+	}
+	holds(t, w.storedSession("luo.service", "s"), 1, "S")
+}

@@ -264,6 +264,13 @@ func (h *Holder) unclaimed() []string {
 	return units
 }
 
+// holdsSession tells whether a session came and is held still.
+func (h *Holder) holdsSession(name string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.sessions[name] != nil
+}
+
 // dropServices lets go of the sessions of a unit that came, and returns how many
 // there were.
 func (h *Holder) dropServices(unit string) (n int) {

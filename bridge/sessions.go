@@ -223,11 +223,25 @@ func (s *Server) claimSession(ctx context.Context, store *units.Store, name stri
 // luoSession answers OpLUOSession as systemd 262 does what the directive says
 // (service_setup_luo_sessions in src/core/service.c): what the unit's store has
 // under that name it keeps, and else it gets what came, or else a new one.
+//
+// If it has what came, nobody has said so yet: whoever put it there has not come to
+// that. If it has another one though one came, systemd 262 has made that in this
+// boot, of a unit that was carried from an earlier version.
 func (s *Server) luoSession(ctx context.Context, store *units.Store, name string, answer *wire.Session) (*fd.FD, error) {
 	for i := range store.Entries {
-		if e := &store.Entries[i]; e.Name == name && e.Session() {
+		e := &store.Entries[i]
+		switch {
+		case e.Name != name || !e.Session():
+			continue
+		case !s.Holder.holdsSession(answer.Session):
+			return nil, nil
+		case e.MayBeSession(answer.Session):
+			answer.Came = true
 			return nil, nil
 		}
+		f, err := s.claimSession(ctx, store, name)
+		answer.Came, answer.Replaces = f != nil, f != nil
+		return f, err
 	}
 	f, err := s.claimSession(ctx, store, name)
 	answer.Came = f != nil

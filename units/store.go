@@ -56,6 +56,12 @@ func (e *Entry) Session() bool {
 	return strings.HasPrefix(e.Path, sessionLink) || e.Path == "" && e.Mode&unix.S_IFMT == 0
 }
 
+// MayBeSession tells whether the entry is the session that the kernel has by this name,
+// or one whose name is not shown.
+func (e *Entry) MayBeSession(name string) bool {
+	return e.Session() && (e.Path == "" || e.Path == sessionLink+" "+name)
+}
+
 // Type says in a word or two what kind of file the entry is, such as
 // "memfd", "pipe", "socket" or "eventfd".
 func (e *Entry) Type() string {

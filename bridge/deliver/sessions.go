@@ -46,7 +46,13 @@ func (d *Deliverer) session(ctx context.Context, name string) (*wire.Session, er
 	if err != nil || f == nil {
 		return answer, err
 	}
-	return answer, errors.Join(d.Store.Store(name, f), f.Close())
+	if answer.Replaces {
+		err = d.Store.Remove(name)
+	}
+	if err == nil {
+		err = d.Store.Store(name, f)
+	}
+	return answer, errors.Join(err, f.Close())
 }
 
 // Done tells fdbridged that what came is in the store, and waits until it is: up to

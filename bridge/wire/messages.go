@@ -190,6 +190,9 @@ type Session struct {
 	Session string `json:"session,omitempty"`
 	// Came goes with OpLUOSession: the session has come through a live update.
 	Came bool `json:"came,omitempty"`
+	// Replaces goes with Came: the unit's store has another session of that name,
+	// which is to be taken out before.
+	Replaces bool `json:"replaces,omitempty"`
 }
 
 // Answer is one packet of the answer to what fdbridgectl or fdbridge-bus asks; one

@@ -237,7 +237,7 @@ func FuzzParseCommandLine(f *testing.F) {
 }
 
 func TestReleaseOf(t *testing.T) {
-	order := []string{"6.9.1", "6.19.8-1-amd64", "7.0.0-rc3", "7.2", "7.10.1", "none"}
+	order := []string{"none", "6.9.1", "6.19.8-1-amd64", "7.0.0-rc3", "7.2", "7.10.1"}
 	for i, a := range order {
 		for j, b := range order {
 			if got := ReleaseOf(a).Before(ReleaseOf(b)); got != (i < j) {

@@ -2,19 +2,16 @@
 
 package kho
 
-import (
-	"fmt"
-	"math"
-)
+import "fmt"
 
 // Release is the beginning of a kernel's release.
 type Release struct{ Major, Minor int }
 
-// ReleaseOf reads what uname -r prints. What is no release is before none.
+// ReleaseOf reads what uname -r prints. What is no release is before all.
 func ReleaseOf(text string) Release {
 	var r Release
 	if n, _ := fmt.Sscanf(text, "%d.%d", &r.Major, &r.Minor); n != 2 {
-		return Release{Major: math.MaxInt}
+		return Release{}
 	}
 	return r
 }

@@ -63,7 +63,7 @@ soak: deps deb ## Go through 20 live updates with random units and faults; SOAK=
 	go test -tags vm,soak -count 1 -v -timeout 4h -run '^(TestSoak|TestAThousandUnits|TestPreserveIsKilledAtEachStep|TestFaultsOfADelivery|TestNamesAndNumbersThatSystemdAllows|TestFilesThatAreStoredMoreThanOnce|TestTheDeviceIsBusy|TestAnUpdateThatWouldLoseSomethingIsCalledOff)$$' ./test -deb "$(CURDIR)/$(DEB)" $(SOAK)
 
 .PHONY: bench
-bench: deps deb ## Measure in the VM what fdbridge takes of an update; BENCH="-runs N -most N"
+bench: deps deb ## Measure in the VM what fdbridge takes of an update; BENCH="-runs N -least N -most N"
 	go run ./test/bench -o dist/bench.md $(BENCH) $(DEB)
 
 .PHONY: vm

@@ -184,13 +184,7 @@ func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) 
 		}
 		return nil, errors.Join(err, failed)
 	}
-	for _, parcel := range found.parcels {
-		for _, it := range parcel.items {
-			if it.guessed {
-				p.Log.Warning("%s: PID 1 has several open files of what the fd %q is, and its position may be that of another.", parcel.unit, it.entry.Name)
-			}
-		}
-	}
+	p.warnOfGuesses(found.parcels)
 	if failed := packer.renew(); failed != nil {
 		found.close()
 		return nil, fmt.Errorf("%w: %w", errPrepared, failed)
@@ -199,6 +193,17 @@ func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) 
 		p.Log.Err("Not every fd store can be read, what is in the others will be lost: %v", err)
 	}
 	return found, nil
+}
+
+// warnOfGuesses logs what may have another open file's position.
+func (p *Preserver) warnOfGuesses(parcels []*parcel) {
+	for _, parcel := range parcels {
+		for _, it := range parcel.items {
+			if it.guessed {
+				p.Log.Warning("%s: PID 1 has several open files of what the fd %q is, and its position may be that of another.", parcel.unit, it.entry.Name)
+			}
+		}
+	}
 }
 
 // work does what is put into a queue until that is closed, as much at a time as there

@@ -42,22 +42,10 @@ func preserve(ctx context.Context) error {
 	if err != nil {
 		return errors.Join(err, socket.Close())
 	}
-	err = await(ctx, preserver, rules, socket, log)
-	bound := sum(rules.PreserveTimeout, sealTimeout)
-	if err == nil {
-		err = socket.ExtendTimeout(bound)
-	}
-	// The service manager has no bound of its own any more when it was reloaded while
-	// something was prepared: see outlastReloads.
-	late := time.AfterFunc(bound, func() {
-		log.Err("The live update is called off: preserving has not come to an end within %v.", bound)
-		os.Exit(1)
-	})
 	var preserved *bridge.Preserved
-	if err == nil {
-		preserved, err = preserveStores(ctx, preserver, rules)
+	if err = await(ctx, preserver, rules, socket, log); err == nil {
+		preserved, err = preserveStores(ctx, preserver, rules, socket, log)
 	}
-	late.Stop()
 	if err != nil {
 		return notPreserved(ctx, errors.Join(err, preserver.Abandon()), log, socket)
 	}
@@ -163,7 +151,18 @@ func notPreserved(ctx context.Context, err error, log *journal.Log, socket *noti
 
 // preserveStores preserves, and fails only when the live update is to be called
 // off.
-func preserveStores(ctx context.Context, preserver *bridge.Preserver, rules *config.Rules) (*bridge.Preserved, error) {
+func preserveStores(ctx context.Context, preserver *bridge.Preserver, rules *config.Rules, socket *notify.Socket, log *journal.Log) (*bridge.Preserved, error) {
+	bound := sum(rules.PreserveTimeout, sealTimeout)
+	if err := socket.ExtendTimeout(bound); err != nil {
+		return nil, err
+	}
+	// The service manager has no bound of its own any more when it was reloaded while
+	// something was prepared: see outlastReloads.
+	late := time.AfterFunc(bound, func() {
+		log.Err("The live update is called off: preserving has not come to an end within %v.", bound)
+		os.Exit(1)
+	})
+	defer late.Stop()
 	limited, stop := context.WithTimeoutCause(ctx, rules.PreserveTimeout,
 		fmt.Errorf("it has taken longer than PreserveTimeoutSec=%v", rules.PreserveTimeout))
 	defer stop()

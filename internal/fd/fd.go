@@ -59,7 +59,7 @@ func (f *FD) Do(fn func(raw int) error) error {
 func (f *FD) use() (raw int, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.raw == 0 || f.closed {
+	if !f.owned() {
 		return -1, ErrClosed
 	}
 	f.users++
@@ -71,17 +71,20 @@ func (f *FD) unuse() {
 	defer f.mu.Unlock()
 	f.users--
 	if f.closed && f.users == 0 {
-		_ = f.release() // its owner has closed it without waiting for that
+		_ = unix.Close(f.release()) // its owner has closed it without waiting for that
 	}
 }
 
-// release closes the descriptor; the caller has f.mu.
-func (f *FD) release() error {
+// owned tells whether there is a descriptor to be used; the caller has f.mu.
+func (f *FD) owned() bool { return f.raw != 0 && !f.closed }
+
+// release gives up ownership and returns the number; the caller has f.mu.
+func (f *FD) release() int {
 	raw := f.raw - 1
 	f.raw = 0
 	f.cleanup.Stop()
 	trackClose(raw)
-	return os.NewSyscallError("close", unix.Close(raw))
+	return raw
 }
 
 // Dup returns a second descriptor, close-on-exec, for the same open file. The
@@ -104,14 +107,10 @@ func (f *FD) Dup() (*FD, error) {
 func (f *FD) Disown() int {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.raw == 0 || f.closed {
+	if !f.owned() {
 		return -1
 	}
-	raw := f.raw - 1
-	f.raw = 0
-	f.cleanup.Stop()
-	trackClose(raw)
-	return raw
+	return f.release()
 }
 
 // Close closes the descriptor. Closing twice, or a nil FD, does nothing, so
@@ -123,14 +122,14 @@ func (f *FD) Close() error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.raw == 0 || f.closed {
+	if !f.owned() {
 		return nil
 	}
 	f.closed = true
 	if f.users > 0 {
 		return nil
 	}
-	return f.release()
+	return os.NewSyscallError("close", unix.Close(f.release()))
 }
 
 // Stat returns what fstat(2) says.

@@ -44,7 +44,7 @@ timeout 60 sh -c 'until grep -q "^TracerPid:[^0-9]*[1-9]" /proc/%[2]s/status; do
 		if err != nil {
 			return err
 		}
-		if r, err = m.Shell(ctx, "systemctl is-system-running --wait > /dev/null || true\ncat "+tracePath+"\n"); err != nil {
+		if r, err = m.Shell(ctx, settled+"\ncat "+tracePath); err != nil {
 			return err
 		}
 		text = calls(r.Stdout) + fmt.Sprintf("peak of the memory of fdbridged preserve: %.1f MB\n", float64(preserve)/1e6)

@@ -21,6 +21,9 @@ import (
 // timeout bounds what is done with one machine for one load.
 const timeout = 40 * time.Minute
 
+// settled waits until the guest has started all that it starts.
+const settled = "systemctl is-system-running --wait > /dev/null || true"
+
 // figures is what one run gives.
 type figures struct {
 	loop, ready, own, down, start, first, last time.Duration
@@ -104,7 +107,7 @@ func withMachine(ctx context.Context, config vm.Config, do func(ctx context.Cont
 	if err := m.WaitBoot(ctx); err != nil {
 		return err
 	}
-	if _, err := m.Shell(ctx, "systemctl is-system-running --wait > /dev/null || true"); err != nil {
+	if _, err := m.Shell(ctx, settled); err != nil {
 		return err
 	}
 	return do(ctx, m)
@@ -140,7 +143,7 @@ func microseconds(text string) (time.Duration, error) {
 
 // starts waits for all units, and finds out when they were started.
 func (f *figures) starts(ctx context.Context, m *vm.Machine, units int) error {
-	r, err := m.Shell(ctx, `systemctl is-system-running --wait > /dev/null || true
+	r, err := m.Shell(ctx, settled+`
 systemctl show -P UserspaceTimestampMonotonic
 systemctl show -P InactiveExitTimestampMonotonic 'bench@*.service' | sort -n | sed -n '/./{p;q}'
 pid=$(systemctl show -P MainPID fdbridged.service)

@@ -18,7 +18,8 @@ import (
 // empty one is no and yes.
 //
 // Early= is sealed, yes or no: which of the unit's memfds may be preserved while it
-// still runs, those whose size is sealed, all, or none. The last assignment counts, and
+// still runs, those whose size is sealed and that cannot be sealed against writing any
+// more, all, or none. The last assignment counts, and
 // an empty one is sealed.
 //
 // Identity= is a list of the words unit, user, group and fragment: what of a unit

@@ -168,21 +168,29 @@ func (p *plan) dropIn(u *unitfile.Unit) []byte {
 // the machine, and which setting says so (EXEC_APPLY_CHROOT in src/core/service.c, systemd
 // 257).
 func ownRoot(s unitfile.Settings) (setting string, apart bool) {
-	only, _ := s.Last(service, "RootDirectoryStartOnly", func(value string) bool {
-		_, ok := unitfile.ParseBool(value)
-		return ok
-	})
-	if yes, _ := unitfile.ParseBool(only); yes {
+	if isYes(s, "RootDirectoryStartOnly") {
 		return "", false
 	}
-	any := func(string) bool { return true }
 	for _, key := range []string{"RootDirectory", "RootImage"} {
-		if value, _ := s.Last(service, key, any); value != "" && path.Clean(value) != "/" {
+		if value, _ := s.Last(service, key, anything); value != "" && path.Clean(value) != "/" {
 			return key + "=" + value, true
 		}
 	}
 	return "", false
 }
+
+// isYes tells whether a boolean setting of the service is on, which is off by default.
+func isYes(s unitfile.Settings, key string) bool {
+	value, _ := s.Last(service, key, func(value string) bool {
+		_, ok := unitfile.ParseBool(value)
+		return ok
+	})
+	yes, _ := unitfile.ParseBool(value)
+	return yes
+}
+
+// anything is what a setting can be that systemd always can parse.
+func anything(string) bool { return true }
 
 // overrules finds, in what is applied after a unit's drop-in, what undoes it.
 func overrules(later unitfile.Settings) (by unitfile.Assignment, found bool) {

@@ -97,18 +97,12 @@ func (r Register) file() File {
 
 // factsOf returns what the settings of a unit say, and what of it is no sense.
 func factsOf(u *unitfile.Unit, settings unitfile.Settings) (facts Facts, problems []error) {
-	any := func(string) bool { return true }
 	facts.Fragment = u.Path
-	facts.User, _ = settings.Last(service, "User", any)
-	facts.Group, _ = settings.Last(service, "Group", any)
+	facts.User, _ = settings.Last(service, "User", anything)
+	facts.Group, _ = settings.Last(service, "Group", anything)
 	// With DynamicUser= the unit's name becomes the user's (user_from_unit_name
 	// in src/core/unit.c, systemd 257).
-	dynamic, _ := settings.Last(service, "DynamicUser", func(value string) bool {
-		_, ok := unitfile.ParseBool(value)
-		return ok
-	})
-	yes, _ := unitfile.ParseBool(dynamic)
-	facts.Unclear = yes || !plainName(facts.User) || !plainName(facts.Group)
+	facts.Unclear = isYes(settings, "DynamicUser") || !plainName(facts.User) || !plainName(facts.Group)
 	return facts, facts.own(u.Name, settings)
 }
 

@@ -20,7 +20,7 @@ func (r *Reader) Idle(ctx context.Context, units []string) (map[string]bool, err
 		idle[unit] = true
 	}
 	err := r.connected(ctx, func(ctx context.Context, a asker) error {
-		services, err := a.services(ctx, patternsOf(units))
+		services, err := a.services(ctx, units)
 		for _, service := range services {
 			if !service.dead() {
 				delete(idle, service.name)

@@ -135,7 +135,7 @@ func (r *Reader) dumps(ctx context.Context, units []string, each func(s *Store))
 func (r *Reader) OptedIn(ctx context.Context, units []string) ([]Store, error) {
 	patterns := []string{"*.service"}
 	if units != nil {
-		patterns = patternsOf(units)
+		patterns = units // no name has what means more in a pattern
 	}
 	var stores []Store
 	err := r.connected(ctx, func(ctx context.Context, a asker) error {
@@ -172,17 +172,9 @@ func (s *loaded) stopped() bool { return s.active == "inactive" || s.active == "
 // (service_determine_dead_state in src/core/service.c, systemd 254).
 func (s *loaded) dead() bool { return s.active == "inactive" && s.sub == "dead" }
 
-// patternsOf returns patterns that match nothing but units; fnmatch(3) takes a
-// backslash for its own.
-func patternsOf(units []string) []string {
-	patterns := make([]string, len(units))
-	for i, unit := range units {
-		patterns[i] = strings.ReplaceAll(unit, `\`, `\\`)
-	}
-	return patterns
-}
-
-// services lists the loaded services whose names match one of patterns.
+// services lists the loaded services whose names match one of patterns, in which a
+// backslash stands for itself (FNM_NOESCAPE, unit_passes_filter in src/core/unit.c,
+// systemd 257).
 func (a asker) services(ctx context.Context, patterns []string) ([]loaded, error) {
 	var list []loaded
 	calls := []bulk.Call{{

@@ -97,12 +97,15 @@ func (units pid1) answer(call *dbus.Message) *dbus.Message {
 	return bulktest.Fail(call, "org.freedesktop.DBus.Error.UnknownMethod", member)
 }
 
-// list goes by patterns as fnmatch(3) does, which path.Match is the same as for
-// the names of units. None match all units.
+// list goes by patterns as fnmatch(3) does with FNM_NOESCAPE, which path.Match is the
+// same as for the names of units when there is no escape. None match all units.
 func (units pid1) list(patterns []string) []listed {
 	list := []listed{}
 	for name, unit := range units {
-		matches := func(pattern string) bool { ok, err := path.Match(pattern, name); return ok && err == nil }
+		matches := func(pattern string) bool {
+			ok, err := path.Match(strings.ReplaceAll(pattern, `\`, `\\`), name)
+			return ok && err == nil
+		}
 		if len(patterns) > 0 && !slices.ContainsFunc(patterns, matches) {
 			continue
 		}

@@ -5,21 +5,22 @@ package bridge
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 )
 
-// AddDropIns writes below dir, units.RuntimeDir, the drop-in that lets a unit have
-// its fds for each of the units named, which sessions are held for. It is for
-// those that no file on disk tells of, as systemd-run makes them, so that the
-// generator cannot know them. It returns how many it wrote; PID 1 is to be told
-// of them. The error is about some of the units; the others have theirs.
-func AddDropIns(dir string, names []string, dropIn []byte) (added int, err error) {
-	for _, unit := range names {
+// AddDropIns writes below dir, units.RuntimeDir, the drop-ins, by unit, that let
+// units have what is held for them and that the generator could not write:
+// generator.ForHeld. It returns how many it wrote; PID 1 is to be told of them. The
+// error is about some of the units; the others have theirs.
+func AddDropIns(dir string, dropIns map[string][]byte) (added int, err error) {
+	for _, unit := range slices.Sorted(maps.Keys(dropIns)) {
 		path := filepath.Join(dir, unit+".d", "zz-fdbridge-held.conf")
 		failed := os.MkdirAll(filepath.Dir(path), 0o755)
 		if failed == nil {
-			failed = os.WriteFile(path, dropIn, 0o644)
+			failed = os.WriteFile(path, dropIns[unit], 0o644)
 		}
 		if failed != nil {
 			err = errors.Join(err, fmt.Errorf("give %s the drop-in with which it gets its fds: %w", unit, failed))

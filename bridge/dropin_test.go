@@ -17,6 +17,14 @@ import (
 
 const heldDropIn = "[Service]\nExecStartPre=-+/bin/true\n"
 
+func heldDropIns(names ...string) map[string][]byte {
+	dropIns := map[string][]byte{}
+	for _, name := range names {
+		dropIns[name] = []byte(heldDropIn)
+	}
+	return dropIns
+}
+
 // dropIns returns what the drop-ins of units in dir contain.
 func dropIns(t *testing.T, dir string) map[string]string {
 	t.Helper()
@@ -39,7 +47,7 @@ func TestEachHeldUnitWithoutAFileGetsItsDropIn(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "not", "there", "yet")
 	names := []string{"run-u1.service", `odd\x2dname:1@a\x20b.service`}
 	for range 2 { // fdbridged may be started again in the same boot
-		if added, err := bridge.AddDropIns(dir, names, []byte(heldDropIn)); added != 2 || err != nil {
+		if added, err := bridge.AddDropIns(dir, heldDropIns(names...)); added != 2 || err != nil {
 			t.Fatalf("AddDropIns: %d, %v", added, err)
 		}
 	}
@@ -50,7 +58,7 @@ func TestEachHeldUnitWithoutAFileGetsItsDropIn(t *testing.T) {
 
 func TestWithoutHeldUnitsNothingIsWritten(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "system")
-	if added, err := bridge.AddDropIns(dir, nil, []byte(heldDropIn)); added != 0 || err != nil {
+	if added, err := bridge.AddDropIns(dir, nil); added != 0 || err != nil {
 		t.Errorf("AddDropIns: %d, %v", added, err)
 	}
 	if _, err := os.Stat(dir); !errors.Is(err, os.ErrNotExist) {
@@ -69,7 +77,7 @@ func TestAUnitThatCannotHaveADropInIsNamedAndTheOthersGetTheirs(t *testing.T) {
 	); err != nil {
 		t.Fatal(err)
 	}
-	added, err := bridge.AddDropIns(dir, []string{noDir, "a.service", noFile, long, "b.service"}, []byte(heldDropIn))
+	added, err := bridge.AddDropIns(dir, heldDropIns(noDir, "a.service", noFile, long, "b.service"))
 	if added != 2 {
 		t.Errorf("AddDropIns wrote %d, want 2", added)
 	}

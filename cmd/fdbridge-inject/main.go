@@ -24,11 +24,19 @@ import (
 	"github.com/fdbridge/fdbridge/units/notify"
 )
 
-// timeout bounds the whole, below the 90 s after which systemd by default lets a
-// unit fail that has not started: it is to start without its fds then. It is
-// reached only when the service manager takes in no messages. A unit that has to
-// wait for its turn has as much again each time that it is told to.
+// timeout bounds the whole, below the 90 s after which systemd lets a unit fail that
+// has not started: by default, and when TimeoutStartSec= is shorter, because it is asked
+// to wait that long. The unit is to start without its fds then. It is reached only when
+// the service manager takes in no messages. A unit that has to wait for its turn has as
+// much again each time that it is told to.
 const timeout = 85 * time.Second
+
+// endSignals are what KillSignal= and RestartKillSignal= of a unit are usually set to,
+// and SIGHUP, which SendSIGHUP= sends besides. A signal that is not taken would end the
+// process in the middle of a delivery, or not at all.
+var endSignals = []os.Signal{
+	unix.SIGHUP, unix.SIGINT, unix.SIGQUIT, unix.SIGABRT, unix.SIGUSR1, unix.SIGUSR2, unix.SIGTERM, unix.SIGWINCH, unix.SIGPWR,
+}
 
 func main() {
 	log := journal.Stderr()
@@ -37,7 +45,7 @@ func main() {
 		os.Exit(1)
 	})
 	// A unit that is stopped while it starts is to keep none or all of its fds.
-	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGTERM)
+	ctx, stop := signal.NotifyContext(context.Background(), endSignals...)
 	defer stop()
 	if err := run(ctx, log, bound); err != nil {
 		log.Err("Not all of the unit's fds were delivered: %v", err)
@@ -54,15 +62,19 @@ func run(ctx context.Context, log *journal.Log, bound *time.Timer) error {
 	if err != nil {
 		return fmt.Errorf("the unit has no fd store, as FDSTORE=%q says", os.Getenv("FDSTORE"))
 	}
+	extend := func() {
+		if err := store.ExtendTimeout(deliver.StartTimeout); err != nil {
+			log.Warning("The unit may be stopped before it gets its fds: %v", err)
+		}
+	}
+	extend()
 	deliverer := deliver.Deliverer{
 		Socket: wire.Path, Kernel: session.System{}, Store: store, Max: max,
 		Invocation: os.Getenv("INVOCATION_ID"),
 		Lost:       func(name string, err error) { log.Err("The fd %q is lost: %v", name, err) },
 		Waits: func() {
 			bound.Reset(timeout)
-			if err := store.ExtendTimeout(deliver.StartTimeout); err != nil {
-				log.Warning("The unit may be stopped before it is its turn to get its fds: %v", err)
-			}
+			extend()
 			bound.Reset(timeout)
 		},
 	}

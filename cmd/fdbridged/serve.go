@@ -8,9 +8,7 @@ import (
 	"fmt"
 	"os"
 	"runtime/debug"
-	"slices"
 	"sync"
-	"time"
 
 	"github.com/fdbridge/fdbridge/bridge"
 	"github.com/fdbridge/fdbridge/bridge/config"
@@ -51,7 +49,7 @@ func serve(ctx context.Context) error {
 	holder := newHolder(socket, reader, log)
 	holder.Restore(ctx, passed)
 	defer func() { _ = holder.Close() }() // the fd store has all that is held
-	addDropIns(ctx, holder)
+	addDropIns(ctx, settings, holder)
 	pinner := newPinner(settings, reader, log)
 	server := newServer(settings, holder, reader, log)
 	server.Started = pinner.Notice
@@ -62,7 +60,7 @@ func serve(ctx context.Context) error {
 	if err := socket.Ready(statusLine(holder)); err != nil {
 		return errors.Join(err, sockets.close())
 	}
-	return run(ctx, server, pinner, sockets, settings.HoldTimeout, log)
+	return run(ctx, server, pinner, sockets, settings, log)
 }
 
 // sockets are where fdbridged listens: for root, and for services.
@@ -84,7 +82,7 @@ func (s *sockets) close() error { return errors.Join(s.root.Close(), s.services.
 
 // run serves the sockets, pins units, and goes on to restore what could not be
 // restored at once, until ctx ends.
-func run(ctx context.Context, server *bridge.Server, pinner *bridge.Pinner, sockets *sockets, holdTimeout time.Duration, log *journal.Log) error {
+func run(ctx context.Context, server *bridge.Server, pinner *bridge.Pinner, sockets *sockets, settings *config.Config, log *journal.Log) error {
 	var running sync.WaitGroup
 	defer running.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -96,10 +94,10 @@ func run(ctx context.Context, server *bridge.Server, pinner *bridge.Pinner, sock
 		running.Go(func() { pinner.Follow(watcher) })
 	}
 	running.Go(func() { pinner.Run(ctx) })
-	running.Go(func() { server.Expire(ctx, holdTimeout) })
+	running.Go(func() { server.Expire(ctx, settings.HoldTimeout) })
 	running.Go(func() {
 		if server.Holder.Retry(ctx) {
-			addDropIns(ctx, server.Holder)
+			addDropIns(ctx, settings, server.Holder)
 			if err := startArrival(ctx); err != nil {
 				log.Warning("The next boot may say that the last live update has not arrived: %v", err)
 			}
@@ -172,27 +170,28 @@ func newServer(settings *config.Config, holder *bridge.Holder, reader *units.Rea
 
 // current tells what the units' files say.
 func current(settings *config.Config) *generator.Current {
-	return &generator.Current{Options: generator.Options{
-		Root: "/", Dir: generator.Dir, Path: unitfile.SearchPath(os.LookupEnv("SYSTEMD_UNIT_PATH")),
+	return &generator.Current{Options: options(settings, unitfile.SearchPath)}
+}
+
+func options(settings *config.Config, path func(env string, set bool) []string) generator.Options {
+	return generator.Options{
+		Root: "/", Dir: generator.Dir, Path: path(os.LookupEnv("SYSTEMD_UNIT_PATH")),
 		Exclude: func() (func(unit string) bool, []error) { return settings.Excluded, nil },
-	}}
+	}
 }
 
 // addDropIns lets units have their fds that the generator could not know.
-func addDropIns(ctx context.Context, holder *bridge.Holder) {
-	covered, err := generator.Covered(generator.Dir)
-	unknown := slices.DeleteFunc(holder.Units(), func(unit string) bool {
-		return covered[unit] || generator.HasDropIn(generator.Dir, unit)
-	})
-	added, failed := bridge.AddDropIns(units.RuntimeDir, unknown, generator.DropIn(""))
-	if err = errors.Join(err, failed); added > 0 {
+func addDropIns(ctx context.Context, settings *config.Config, holder *bridge.Holder) {
+	dropIns, failed := generator.ForHeld(options(settings, unitfile.LoadedPath), holder.Units())
+	added, err := bridge.AddDropIns(units.RuntimeDir, dropIns)
+	if added > 0 {
 		manager, failed := units.Connect(ctx, units.PrivateSocket)
 		if failed == nil {
 			failed = errors.Join(manager.Refresh(ctx), manager.Close())
 		}
 		err = errors.Join(err, failed)
 	}
-	if err != nil {
+	if err = errors.Join(append(failed, err)...); err != nil {
 		holder.Problem(journal.About{}, "Not every unit that fds are held for will get them when it starts: %v", err)
 	}
 }

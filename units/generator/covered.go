@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/fdbridge/fdbridge/units/unitfile"
 )
 
 // Dir is the directory that systemd gives the generator, its first argument.
@@ -42,15 +44,16 @@ func Covered(dir string) (map[string]bool, error) {
 	return covered, nil
 }
 
-// HasDropIn tells whether the generator has given a unit its drop-in in dir,
-// under its own name or that of its template.
-func HasDropIn(dir, unit string) bool {
+// hasDropIn tells whether the generator has given a unit its drop-in in dir: under
+// its own name or that of its template, or under the alias that stands in for one.
+func hasDropIn(dir, unit string) bool {
 	names := []string{unit}
-	if prefix, instance, ok := strings.Cut(unit, "@"); ok {
-		names = append(names, prefix+"@"+filepath.Ext(instance))
+	if template, ok := unitfile.TemplateOf(unit); ok {
+		names = append(names, template)
 	}
 	for _, name := range names {
-		if _, err := os.Stat(filepath.Join(dir, name+".d", DropInName)); err == nil {
+		alias, _ := aliasFor(name)
+		if _, err := os.Stat(filepath.Join(dir, alias+".d", DropInName)); err == nil {
 			return true
 		}
 	}

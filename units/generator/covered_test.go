@@ -5,8 +5,6 @@ package generator
 import (
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -38,19 +36,20 @@ func TestCoveredReadsWhatWasWritten(t *testing.T) {
 	}
 }
 
-func TestHasDropInLooksForTheTemplateToo(t *testing.T) {
+func TestADropInIsTheUnitsOwnOrItsTemplatesOrOneOfAnAlias(t *testing.T) {
 	dir := t.TempDir()
-	for _, unit := range []string{"a.service", "t@.service"} {
-		if err := os.MkdirAll(filepath.Join(dir, unit+".d"), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(dir, unit+".d", DropInName), nil, 0o644); err != nil {
+	alias, _ := aliasFor("dash-@.service")
+	for _, unit := range []string{"a.service", "t@.service", alias} {
+		if err := (File{Path: unit + ".d/" + DropInName}).write(dir); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for unit, want := range map[string]bool{"a.service": true, "t@1.service": true, "t@.service": true, "b.service": false, "u@1.service": false} {
-		if got := HasDropIn(dir, unit); got != want {
-			t.Errorf("HasDropIn(%s) = %v, want %v", unit, got, want)
+	for unit, want := range map[string]bool{
+		"a.service": true, "t@1.service": true, "t@.service": true, "dash-@i.service": true,
+		"b.service": false, "u@1.service": false, "dash-.service": false,
+	} {
+		if got := hasDropIn(dir, unit); got != want {
+			t.Errorf("hasDropIn(%s) = %v, want %v", unit, got, want)
 		}
 	}
 }

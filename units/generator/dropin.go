@@ -27,26 +27,28 @@ const (
 	beforeWidth = 160
 )
 
-// DropIn returns the drop-in that makes a unit ask fdbridged for its fds before
-// it starts. notifyAccess is the value of NotifyAccess= that the unit has
-// without it, "" when it is not set.
+// The values of NotifyAccess= that let PID 1 listen to a unit's ExecStartPre=.
+const (
+	execAccess = "exec"
+	allAccess  = "all"
+)
+
+// dropInFor returns the drop-in that makes a unit ask fdbridged for its fds before
+// it starts, and for the sessions that it may have. notifyAccess is the value of
+// NotifyAccess= that the unit is given, "" when it keeps its own.
 //
 // What asks is an ExecStartPre=, and NotifyAccess=exec is what lets PID 1
 // listen to it: with FileDescriptorStoreMax= above zero systemd makes main of
 // none and of an unset value (service_add_extras() in src/core/service.c,
 // systemd 257), and with main it ignores all but the main process
-// (service_notify_message_authorized()). exec and all include main and are
-// left as they are. The helper runs with all privileges (+) because the unit's
+// (service_notify_message_authorized()). exec and all include main. The helper runs with all privileges (+) because the unit's
 // own may not allow it to reach fdbridged, and the unit starts without its
 // fds, which fdbridged then keeps, when the helper fails (-).
-func DropIn(notifyAccess string) []byte { return dropInFor(notifyAccess, sessions{}) }
-
-// dropInFor is DropIn for a unit that may have sessions of its own.
 func dropInFor(notifyAccess string, s sessions) []byte {
 	var b strings.Builder
 	b.WriteString(header + "[Unit]\nAfter=fdbridged.service\n\n[Service]\n")
-	if notifyAccess != "exec" && notifyAccess != "all" {
-		b.WriteString("NotifyAccess=exec\n")
+	if notifyAccess != "" {
+		fmt.Fprintf(&b, "NotifyAccess=%s\n", notifyAccess)
 	}
 	if s.store {
 		fmt.Fprintf(&b, "FileDescriptorStoreMax=%d\n", len(s.names))

@@ -160,8 +160,17 @@ func (p *plan) dropIn(u *unitfile.Unit) []byte {
 	if root, apart := ownRoot(settings); apart {
 		p.problem(u.Name, "it will not get its fds back, because there is no fdbridge-inject in %s; set RootDirectoryStartOnly=yes", root)
 	}
-	notifyAccess, _ := settings.Last(service, "NotifyAccess", isNotifyAccess)
-	return dropInFor(notifyAccess, sessions)
+	return dropInFor(widened(settings), sessions)
+}
+
+// widened is what NotifyAccess= must become for a unit with these settings; "" when it
+// is enough as it is.
+func widened(s unitfile.Settings) string {
+	access, _ := s.Last(service, "NotifyAccess", isNotifyAccess)
+	if access == execAccess || access == allAccess {
+		return ""
+	}
+	return execAccess
 }
 
 // ownRoot tells whether the processes of ExecStartPre= have another root directory than
@@ -233,7 +242,7 @@ func isPreserveMode(value string) bool {
 
 // isNotifyAccess knows notify_access_table in src/basic/unit-def.c, systemd 257.
 func isNotifyAccess(value string) bool {
-	return slices.Contains([]string{"none", "main", "exec", "all"}, value)
+	return slices.Contains([]string{"none", "main", execAccess, allAccess}, value)
 }
 
 // place adds the file of a drop-in, unless the unit has the same one from its

@@ -16,8 +16,16 @@ import (
 //
 // The directories of generators are left out: generators run in parallel, so
 // what one of them finds there is the output of none, some or all of the
-// others, and of the run before in a program that is no generator.
+// others, and of the run before. A program that is no generator takes LoadedPath.
 func SearchPath(env string, set bool) []string {
+	return slices.DeleteFunc(LoadedPath(env, set), func(dir string) bool {
+		return strings.HasPrefix(dir, "/run/systemd/generator")
+	})
+}
+
+// LoadedPath is SearchPath with the directories of generators, which are complete
+// once the service manager has loaded its units.
+func LoadedPath(env string, set bool) []string {
 	var dirs []string
 	if set {
 		for dir := range strings.SplitSeq(env, ":") {
@@ -31,16 +39,19 @@ func SearchPath(env string, set bool) []string {
 			"/etc/systemd/system.control",
 			"/run/systemd/system.control",
 			"/run/systemd/transient",
+			"/run/systemd/generator.early",
 			"/etc/systemd/system",
 			"/etc/systemd/system.attached",
 			"/run/systemd/system",
 			"/run/systemd/system.attached",
+			"/run/systemd/generator",
 			"/usr/local/lib/systemd/system",
-			"/usr/lib/systemd/system")
+			"/usr/lib/systemd/system",
+			"/run/systemd/generator.late")
 	}
 	var unique []string
 	for _, dir := range dirs {
-		if !strings.HasPrefix(dir, "/run/systemd/generator") && !slices.Contains(unique, dir) {
+		if !slices.Contains(unique, dir) {
 			unique = append(unique, dir)
 		}
 	}

@@ -1,0 +1,77 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package generator_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/tools/txtar"
+
+	"github.com/fdbridge/fdbridge/units/generator"
+	"github.com/fdbridge/fdbridge/units/unitfile"
+)
+
+func TestAHeldUnitGetsTheDropInThatTheGeneratorCouldNotWrite(t *testing.T) {
+	const generated = "run/systemd/generator/"
+	files := []txtar.File{device,
+		{Name: generated + "quadlet.service", Data: []byte(optIn + "NotifyAccess=all\n")},
+		{Name: generated + "narrow.service", Data: []byte(optIn)},
+		{Name: "etc/systemd/system/opted-out.service", Data: []byte("[Service]\nExecStart=/bin/x\nNotifyAccess=all\n")},
+		{Name: "etc/systemd/system/excluded.service", Data: []byte(optIn)},
+		{Name: "etc/systemd/system/left.service", Data: []byte(optIn + "[X-FDBridge]\nPreserve=no\n")},
+		{Name: "etc/systemd/system/masked.service"},
+		{Name: "etc/systemd/system/dash-@.service", Data: []byte(optIn)},
+	}
+	held := []string{"x.service", "quadlet.service", "narrow.service", "opted-out.service", "excluded.service", "left.service",
+		"masked.service", "transient.service", "excluded-transient.service", "ends-.service", "dash-@i.service"}
+	all := strings.ReplaceAll(dropIn, "=exec", "=all")
+	for name, test := range map[string]struct {
+		run  bool
+		want map[string]string
+	}{
+		"the generator has run": {true, map[string]string{
+			"quadlet.service": keptAccess, "narrow.service": dropIn, "transient.service": all,
+		}},
+		"it has not": {false, map[string]string{
+			"quadlet.service": keptAccess, "narrow.service": dropIn, "transient.service": all, "x.service": dropIn,
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			o := options(t, files...)
+			if test.run {
+				if _, err := generator.Run(o); err != nil {
+					t.Fatal(err)
+				}
+			}
+			o.Path = unitfile.LoadedPath("", false)
+			dropIns, problems := generator.ForHeld(o, held)
+			got := map[string]string{}
+			for unit, text := range dropIns {
+				got[unit] = string(text)
+			}
+			if diff := cmp.Diff(test.want, got); diff != "" {
+				t.Errorf("drop-ins (-want +got):\n%s", diff)
+			}
+			var said strings.Builder
+			for _, problem := range problems {
+				said.WriteString(problem.Error() + "\n")
+			}
+			if got := said.String(); !strings.Contains(got, "unit ends-.service: it will not get its fds back") || strings.Contains(got, "transient") {
+				t.Errorf("problems:\n%s", got)
+			}
+		})
+	}
+}
+
+func TestWithNothingMissingNoUnitFileIsRead(t *testing.T) {
+	o := options(t, device)
+	if _, err := generator.Run(o); err != nil {
+		t.Fatal(err)
+	}
+	o.Root = "/nonexistent"
+	if dropIns, problems := generator.ForHeld(o, []string{"x.service"}); len(dropIns) > 0 || len(problems) > 0 {
+		t.Errorf("ForHeld: %v, %v", dropIns, problems)
+	}
+}

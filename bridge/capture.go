@@ -20,9 +20,9 @@ const (
 	// captureTries is how often a store that changes while it is captured is
 	// read, before what was not found is lost.
 	captureTries = 3
-	// queued is how many stores wait for a processor at most; PID 1 waits with
-	// further answers then.
-	queued = 1024
+	// queued is how many stores can wait for a processor, more than there will be:
+	// the time until PID 1 has answered is bounded, and not to be spent on waiting.
+	queued = 1 << 16
 )
 
 // parcel is what is carried for a unit under one manifest, and where it went.

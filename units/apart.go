@@ -2,7 +2,10 @@
 
 package units
 
-import "slices"
+import (
+	"cmp"
+	"slices"
+)
 
 // numbering is what the numbers of a store's fds say of their order. PID 1 gets
 // the fds of a store one by one, with rising numbers as a rule, and puts each
@@ -60,34 +63,72 @@ func (d *Duplicator) tellApart(found *numbers, list []int, entries []Entry, know
 	if !known.rising {
 		slices.Reverse(candidates)
 	}
+	taken, failure := d.takeAll(candidates, variants(list, entries))
 	positions := map[int64]bool{}
+	for _, f := range taken {
+		if f != nil {
+			positions[f.Position] = true
+		}
+	}
 	costs := make([][]int, len(list))
-	taken := make([][]*File, len(list))
 	for row, i := range list {
-		costs[row], taken[row] = make([]int, len(candidates)), make([]*File, len(candidates))
-		for column, number := range candidates {
+		costs[row] = make([]int, len(candidates))
+		for column, f := range taken {
 			costs[row][column] = impossible
-			f, err := d.take(number, &entries[i])
-			if failed[i] = err; f != nil {
-				taken[row][column], costs[row][column] = f, known.misfit(i, number)
-				positions[f.Position] = true
+			if f != nil && f.flags == entries[i].Flags {
+				costs[row][column] = known.misfit(i, f.number)
 			}
 		}
 	}
 	for row, column := range assign(costs, len(candidates)) {
 		i := list[row]
-		for c, f := range taken[row] {
-			if c == column && f != nil {
-				files[i], failed[i], f.Guessed = f, nil, len(positions) > 1
-				found.list = slices.DeleteFunc(found.list, func(n int) bool { return n == f.number })
-			} else if f != nil {
-				_ = f.FD.Close() // another entry's
-			}
+		if column < 0 || costs[row][column] == impossible {
+			failed[i] = cmp.Or(failure, ErrChanged)
+			continue
 		}
-		if files[i] == nil && failed[i] == nil {
-			failed[i] = ErrChanged
+		f := taken[column]
+		taken[column] = nil
+		f.Guessed = len(positions) > 1
+		files[i] = f
+		found.list = slices.DeleteFunc(found.list, func(n int) bool { return n == f.number })
+	}
+	for _, f := range taken {
+		if f != nil {
+			_ = f.FD.Close() // another entry's
 		}
 	}
+}
+
+// variants returns one of the entries in list for each of the open flags they have:
+// nothing else that can be seen of them differs.
+func variants(list []int, entries []Entry) []*Entry {
+	var different []*Entry
+	for _, i := range list {
+		e := &entries[i]
+		if !slices.ContainsFunc(different, func(other *Entry) bool { return other.Flags == e.Flags }) {
+			different = append(different, e)
+		}
+	}
+	return different
+}
+
+// takeAll duplicates each of the process's fds once that is like one of the entries;
+// nil stands for another. The error is that of one that could not be had.
+func (d *Duplicator) takeAll(candidates []int, like []*Entry) (taken []*File, failed error) {
+	taken = make([]*File, len(candidates))
+	for column, number := range candidates {
+		for _, e := range like {
+			f, err := d.take(number, e)
+			if err != nil {
+				failed = err
+			}
+			if f != nil {
+				taken[column] = f
+				break
+			}
+		}
+	}
+	return taken, failed
 }
 
 // impossible is what no sum of misfits comes near.

@@ -145,6 +145,7 @@ type File struct {
 	Guessed bool
 
 	number int // the process's
+	flags  int // of fcntl(2)'s F_GETFL, as OpenFlags has them
 }
 
 // Dup duplicates the fds of a store, whose entries are in the order of PID 1's
@@ -285,7 +286,7 @@ func see(f *fd.FD, e *Entry) (*File, error) {
 	if err != nil || flags != e.Flags {
 		return nil, err
 	}
-	seen := &File{FD: f, Dev: st.Dev, Ino: st.Ino}
+	seen := &File{FD: f, Dev: st.Dev, Ino: st.Ino, flags: flags}
 	if st.Mode&unix.S_IFMT == unix.S_IFREG {
 		seen.Size = st.Size
 		err = f.Do(seen.look)

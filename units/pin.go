@@ -47,7 +47,9 @@ func (m *Manager) Pin(ctx context.Context, dir string, units []string) error {
 	}
 	err := os.WriteFile(filepath.Join(dir, name), []byte(text.String()), 0o644)
 	if err == nil {
-		_, err = m.sd.StartUnitContext(ctx, name, "fail", nil)
+		if _, err = m.sd.StartUnitContext(ctx, name, "fail", nil); err != nil {
+			err = fmt.Errorf("%w: %w", ErrManager, err)
+		}
 	}
 	if err != nil {
 		return fmt.Errorf("pin %d units with %s: %w", len(units), name, err)

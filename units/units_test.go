@@ -175,6 +175,34 @@ func raw(t *testing.T, f *fd.FD) (n int) {
 	return n
 }
 
+// With a descriptor for each pair of an entry and a number there would be 10,000.
+func TestManyOpenFilesOfOneInodeAreDuplicatedOnce(t *testing.T) {
+	f := memfd(t)
+	entries := []Entry{*entry(t, f)}
+	for len(entries) < 100 {
+		own2(t, f)
+		entries = append(entries, entries[0])
+	}
+	d := duplicator(t)
+	var old unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &old); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Setrlimit(unix.RLIMIT_NOFILE, &old) }()
+	limit := old
+	limit.Cur = 400
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	files, failed := d.Dup(entries)
+	for i := range files {
+		if failed[i] != nil {
+			t.Fatalf("entry %d: %v", i, failed[i])
+		}
+		_ = files[i].FD.Close()
+	}
+}
+
 func TestFilesThatShareAnInodeAreNotGuessed(t *testing.T) {
 	one, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
 	f := own(t, one, err)

@@ -67,9 +67,10 @@ func Open(addr string) (*Socket, error) {
 	return s, nil
 }
 
-// Close closes the socket. A process that ends right after its last message
-// calls Barrier first: the service manager looks at the sender's process when
-// it reads a message.
+// Close closes the socket. The service manager looks at the sender's process when it
+// reads a message, so a process that ends right after its last one calls Barrier
+// first, unless the service manager reads it before it notices the end: see package
+// bridge/deliver.
 func (s *Socket) Close() error { return s.sock.Close() }
 
 // Ready says that the service has started, with a status line for people.

@@ -63,12 +63,17 @@ func (s *Server) assign(ctx context.Context, unit, to string) (*wire.Assigned, e
 	return assigned, s.Holder.Assign(unit, to)
 }
 
+// leaves tells whether a unit is left alone, by fdbridge.conf or by its own files.
+func (s *Server) leaves(unit string) bool {
+	facts, _ := s.Facts(unit)
+	return facts.Left || s.Excluded(unit)
+}
+
 // asks returns why a unit would not ask for its fds when it starts. That it has
 // the drop-in which makes it do so is not arranged here: PID 1 takes notice of a
 // loaded unit's only when it is reloaded, which is not fdbridged's to do.
 func (s *Server) asks(ctx context.Context, unit string) error {
 	id, err := s.PID1.Identity(ctx, unit)
-	facts, _ := s.Facts(unit)
 	switch {
 	case err != nil:
 		return err
@@ -76,7 +81,7 @@ func (s *Server) asks(ctx context.Context, unit string) error {
 		return fmt.Errorf("there is no unit %s that could be started", unit)
 	case id.Unit != unit:
 		return fmt.Errorf("%s is another name of %s; say that", unit, id.Unit)
-	case s.Excluded(unit) || facts.Left:
+	case s.leaves(unit):
 		return fmt.Errorf("%s is left alone: Exclude= in fdbridge.conf or Preserve=no in its [X-FDBridge] says so", unit)
 	case !id.OptedIn() || !id.HasDropIn(generator.DropInPrefix):
 		return fmt.Errorf("%s does not ask for its fds when it starts: set FileDescriptorStoreMax= to their number and "+

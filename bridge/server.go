@@ -53,7 +53,7 @@ type Server struct {
 	Duplicator func() (Duplicator, error)
 	// Facts is that of generator.Current.
 	Facts    func(unit string) (facts generator.Facts, loaded bool)
-	Excluded func(unit string) bool
+	Excluded func(unit string) bool // by Exclude= of fdbridge.conf
 	// RequestTimeout is NewServer's but in tests.
 	RequestTimeout time.Duration
 	// WaitInterval is wire.WaitInterval but in tests.

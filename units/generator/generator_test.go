@@ -180,6 +180,16 @@ func TestRunWithoutLiveUpdateDoesNothing(t *testing.T) {
 	}
 }
 
+func TestRunWithFdbridgedMaskedWritesNothing(t *testing.T) {
+	o := options(t, device, txtar.File{Name: "etc/systemd/system/fdbridged.service"})
+	if problems, err := generator.Run(o); err != nil || len(problems) > 0 {
+		t.Errorf("Run: %v, %v", problems, err)
+	}
+	if names := written(t, o.Dir); len(names) > 0 {
+		t.Errorf("written: %v", names)
+	}
+}
+
 func TestRunFailsOnlyWhenNothingCouldBeWritten(t *testing.T) {
 	o := options(t, device)
 	if err := os.WriteFile(filepath.Join(o.Dir, "x.service.d"), nil, 0o644); err != nil {

@@ -133,6 +133,7 @@ func (p *plan) add(name string) string {
 // dropIn returns what the unit's drop-in says; nil when it does not take part.
 func (p *plan) dropIn(u *unitfile.Unit) []byte {
 	if slices.ContainsFunc(u.Names, p.exclude) {
+		p.register[u.Name] = Facts{Left: true} // it may be excluded by another of its names
 		return nil
 	}
 	p.unread(u.Problems)
@@ -159,6 +160,8 @@ func (p *plan) dropIn(u *unitfile.Unit) []byte {
 	}
 	if root, apart := ownRoot(settings); apart {
 		p.problem(u.Name, "it will not get its fds back, because there is no fdbridge-inject in %s; set RootDirectoryStartOnly=yes", root)
+	} else if setting, dir := hidden(settings); setting != "" {
+		p.problem(u.Name, "it will not get its fds back, because %s hides %s; add BindReadOnlyPaths=%s", setting, dir, dir)
 	}
 	return dropInFor(widened(settings), sessions)
 }
@@ -186,6 +189,41 @@ func ownRoot(s unitfile.Settings) (setting string, apart bool) {
 		}
 	}
 	return "", false
+}
+
+// hidden returns which setting hides something from the processes of ExecStartPre=
+// that fdbridge-inject needs, and what. They have the unit's mounts even with all
+// privileges (apply_mount_namespace in src/core/exec-invoke.c, systemd 257).
+func hidden(s unitfile.Settings) (setting, dir string) {
+	for _, value := range s.All(service, "TemporaryFileSystem") {
+		for _, field := range strings.Fields(value) {
+			at, _, _ := strings.Cut(field, ":")
+			for _, needed := range []string{"/usr/lib/fdbridge", "/run/fdbridge"} {
+				if within(needed, at) && !bound(s, needed, at) {
+					return "TemporaryFileSystem=" + field, needed
+				}
+			}
+		}
+	}
+	return "", ""
+}
+
+// bound tells whether a directory is mounted into a file system mounted at a path.
+func bound(s unitfile.Settings, dir, at string) bool {
+	for _, value := range append(s.All(service, "BindPaths"), s.All(service, "BindReadOnlyPaths")...) {
+		for _, field := range strings.Fields(value) {
+			parts := strings.Split(strings.TrimPrefix(field, "-"), ":")
+			if to := parts[min(1, len(parts)-1)]; within(dir, to) && within(to, at) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// within tells whether a path is another or below it.
+func within(name, dir string) bool {
+	return strings.HasPrefix(path.Clean(name)+"/", strings.TrimSuffix(path.Clean(dir), "/")+"/")
 }
 
 // isYes tells whether a boolean setting of the service is on, which is off by default.

@@ -31,7 +31,8 @@ type Facts struct {
 	// Early says what of the unit's store may be preserved while services still run,
 	// Early= there; empty for the default: see EarlyOf.
 	Early Early `json:"early,omitempty"`
-	// Left says that the unit is left to systemd, Preserve=no there.
+	// Left says that the unit is left to systemd: Preserve=no there, or Exclude= in
+	// fdbridge.conf, of which nothing else is said.
 	Left bool `json:"left,omitempty"`
 	// Identity is what of the unit has to be as it was, Identity= there; nil for
 	// the default: see Compares.
@@ -44,8 +45,8 @@ type Facts struct {
 	Unclear bool `json:"unclear,omitempty"`
 }
 
-// Register has the facts of the units and templates that have opted in, by
-// their real names.
+// Register has the facts of the units and templates that have opted in, and of
+// those that are excluded, by their real names.
 type Register map[string]Facts
 
 // ErrNotRun says that the generator has not run to its end when PID 1 has last

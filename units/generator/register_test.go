@@ -22,7 +22,9 @@ func TestRegisterSaysWhatTheUnitsAre(t *testing.T) {
 	o := options(t, device,
 		txtar.File{Name: lib[1:] + "t@.service", Data: []byte(optIn + "User=%i\n")},
 		txtar.File{Name: "etc/systemd/system/t@own.service.d/a.conf", Data: []byte("[Service]\nUser=own\nGroup=staff\n")},
-		txtar.File{Name: lib[1:] + "out.service", Data: []byte("[Service]\nExecStart=/bin/x\nUser=nobody\n")})
+		txtar.File{Name: lib[1:] + "out.service", Data: []byte("[Service]\nExecStart=/bin/x\nUser=nobody\n")},
+		txtar.File{Name: lib[1:] + "aliased.service", Data: []byte(optIn)},
+		txtar.File{Name: lib[1:] + "excluded.service -> aliased.service"})
 	if problems, err := generator.Run(o); err != nil || len(problems) > 0 {
 		t.Fatalf("Run: %v, %v", problems, err)
 	}
@@ -34,6 +36,8 @@ func TestRegisterSaysWhatTheUnitsAre(t *testing.T) {
 		"x.service":     {Fragment: lib + "x.service"},
 		"t@any.service": {Fragment: lib + "t@.service", User: "%i", Unclear: true},
 		"t@own.service": {Fragment: lib + "t@.service", User: "own", Group: "staff"},
+		// It is excluded by a name that nobody else knows it by.
+		"aliased.service": {Left: true},
 	} {
 		got, ok := r.Lookup(unit)
 		if diff := cmp.Diff(want, got); diff != "" || !ok {

@@ -53,6 +53,7 @@ type Holder struct {
 	kept     map[string]*fd.FD  // by their names in the store
 	held     []*holding         // in the order of the index
 	opened   map[string]*opened // by the kernel's name of the session
+	doneWith map[string]string  // the unit of sessions that it is done with, and may have open, by the kernel's name
 	resumed  bool               // an earlier fdbridged of this boot had something
 	askedFor map[string]bool    // the services' sessions that were claimed from this Holder
 	begun    map[string]string  // the invocations in begun deliveries' marks, by hash

@@ -40,7 +40,7 @@ func (h *Holder) Restore(ctx context.Context, passed []notify.Passed) {
 	h.begun, h.done, h.missing = map[string]string{}, map[string]bool{}, map[string]error{}
 	h.assigned = map[string]string{}
 	h.tried, h.patience = make(chan struct{}), time.Now().Add(unknownPatience)
-	h.opened, h.askedFor, h.opening = map[string]*opened{}, map[string]bool{}, make(chan struct{}, 1)
+	h.opened, h.doneWith, h.askedFor, h.opening = map[string]*opened{}, map[string]string{}, map[string]bool{}, make(chan struct{}, 1)
 	h.resumed = len(passed) > 0
 	h.adopt(h.adoptOpened(passed))
 	h.mu.Unlock()

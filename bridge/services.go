@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -87,7 +88,9 @@ func (h *Holder) openSession(ctx context.Context, s kho.Service) (*fd.FD, error)
 	case came:
 		return nil, errNotDone
 	case n >= wire.MaxSessions:
-		return nil, errTooMany
+		if gone, err := h.forgetEnded(ctx, s.Unit); err != nil || n-gone >= wire.MaxSessions {
+			return nil, errors.Join(errTooMany, err)
+		}
 	}
 	made, err := h.create(ctx, s.Session)
 	if err != nil {
@@ -172,11 +175,43 @@ func (h *Holder) keepOpened(s kho.Service, made *session.Session) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.opened[s.Session] = &opened{s, made}
+	delete(h.doneWith, s.Session)
 	return nil
 }
 
-// countSessions counts a unit's sessions; the caller has h.mu.
+// forgetEnded forgets those of the sessions that a unit was done with which are gone,
+// and returns how many there were: the kernel makes no second one of a name as long as
+// a process has one. The caller has the turn.
+func (h *Holder) forgetEnded(ctx context.Context, unit string) (gone int, err error) {
+	h.mu.Lock()
+	ended := maps.Clone(h.doneWith)
+	h.mu.Unlock()
+	maps.DeleteFunc(ended, func(_, of string) bool { return of != unit })
+	for name := range ended {
+		made, err := h.create(ctx, name)
+		if errors.Is(err, errHeld) {
+			continue
+		}
+		if err != nil {
+			return gone, err
+		}
+		_ = made.Close() // nothing is in it
+		gone++
+		h.mu.Lock()
+		delete(h.doneWith, name)
+		h.mu.Unlock()
+	}
+	return gone, nil
+}
+
+// countSessions counts a unit's sessions; the caller has h.mu. One that it is done with
+// counts until it is known to be gone: the kernel has it as long as a process has.
 func (h *Holder) countSessions(unit string) (n int) {
+	for _, of := range h.doneWith {
+		if of == unit {
+			n++
+		}
+	}
 	for _, o := range h.opened {
 		if o.Unit == unit {
 			n++
@@ -213,6 +248,18 @@ func (h *Holder) claim(unit, name string) (*kho.Service, *fd.FD, error) {
 	return nil, nil, nil
 }
 
+// came returns the session of that name that came for a unit, if it is held.
+func (h *Holder) came(unit, name string) (s kho.Service, held bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, s := range h.cameFor(unit) {
+		if s.Session == name && h.sessions[name] != nil {
+			return s, true
+		}
+	}
+	return s, false
+}
+
 // lost tells whether a session that was to come can never be had.
 func (h *Holder) lost(name string) bool {
 	h.mu.Lock()
@@ -241,6 +288,7 @@ func (h *Holder) removeSession(name string) error {
 		return nil // it was ended before the connection broke
 	}
 	delete(h.opened, name)
+	h.doneWith[name] = o.Unit
 	hash := storeHash(name)
 	return errors.Join(h.Keeper.Remove(openPrefix+hash), h.Keeper.Remove(labelPrefix+hash), o.session.Close())
 }

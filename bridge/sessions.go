@@ -163,7 +163,7 @@ func (s *Server) answerSession(ctx context.Context, unit string, request *wire.R
 	}
 	answer.Session = kho.ServiceSession(unit, request.Name)
 	if request.Op == wire.OpDoneSession {
-		return nil, s.Holder.endSession(answer.Session)
+		return nil, s.endSession(ctx, unit, answer.Session)
 	}
 	store, err := s.PID1.Store(ctx, unit)
 	if err != nil {
@@ -186,7 +186,7 @@ func (s *Server) answerSession(ctx context.Context, unit string, request *wire.R
 // unit after fdbridged.
 func (s *Server) openSession(ctx context.Context, store *units.Store, name string) (*fd.FD, error) {
 	switch {
-	case s.Excluded(store.Unit):
+	case s.leaves(store.Unit):
 		return nil, fmt.Errorf("%s is left alone, as Exclude= of fdbridge.conf or Preserve=no says", store.Unit)
 	case !store.OptedIn():
 		return nil, fmt.Errorf("%s has not opted in, which takes FileDescriptorStoreMax= above zero and FileDescriptorStorePreserve=yes", store.Unit)
@@ -209,15 +209,30 @@ func (s *Server) claimSession(ctx context.Context, store *units.Store, name stri
 			return nil, err
 		}
 	}
-	differ, err := s.changes(ctx, store.Unit, &service.Identity)
-	if err == nil && differ != "" {
-		err = fmt.Errorf("%s is not the unit that it was before the live update: %s; \"fdbridgectl drop %s\" lets go of the session",
-			store.Unit, differ, store.Unit)
-	}
-	if err != nil {
+	if err := s.mayHave(ctx, service); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
+}
+
+// mayHave returns why a unit may not have a session that came for it, nor end it.
+func (s *Server) mayHave(ctx context.Context, service *kho.Service) error {
+	differ, err := s.changes(ctx, service.Unit, &service.Identity)
+	if err == nil && differ != "" {
+		err = fmt.Errorf("%s is not the unit that it was before the live update: %s; \"fdbridgectl drop %s\" lets go of the session",
+			service.Unit, differ, service.Unit)
+	}
+	return err
+}
+
+// endSession lets go of a session that a unit is done with.
+func (s *Server) endSession(ctx context.Context, unit, name string) error {
+	if came, held := s.Holder.came(unit, name); held {
+		if err := s.mayHave(ctx, &came); err != nil {
+			return err
+		}
+	}
+	return s.Holder.endSession(name)
 }
 
 // luoSession answers OpLUOSession as systemd 262 does what the directive says

@@ -224,10 +224,11 @@ func TestASessionIsTheSameUntilItIsDoneWith(t *testing.T) {
 
 func TestAServiceIsToldWhyItGetsNoSession(t *testing.T) {
 	w := newWorld(t)
-	for unit, preserve := range map[string]string{"in.service": "yes", "out.service": "restart", "excluded.service": "yes", "none.service": "yes"} {
+	for unit, preserve := range map[string]string{"in.service": "yes", "out.service": "restart", "excluded.service": "yes", "none.service": "yes", "left.service": "yes"} {
 		w.add(unit, preserve)
 	}
 	w.setMax("none.service", 0)
+	w.manager.units["left.service"].facts.Left = true
 	d := w.daemon()
 	d.server.Excluded = func(unit string) bool { return unit == "excluded.service" }
 	path := d.services()
@@ -235,6 +236,7 @@ func TestAServiceIsToldWhyItGetsNoSession(t *testing.T) {
 		w.notServed(path, unit, wire.OpOpenSession, "a", unit+" has not opted in")
 	}
 	w.notServed(path, "excluded.service", wire.OpOpenSession, "a", "left alone")
+	w.notServed(path, "left.service", wire.OpOpenSession, "a", "left alone")
 	for _, op := range []string{wire.OpOpenSession, wire.OpClaimSession, wire.OpDoneSession} {
 		for _, name := range []string{"", "a b", "a:b", strings.Repeat("x", 256)} {
 			w.notServed(path, "in.service", op, name, "1 to 255 printable ASCII characters")
@@ -247,8 +249,10 @@ func TestAServiceIsToldWhyItGetsNoSession(t *testing.T) {
 		_ = w.gets(path, "in.service", wire.OpOpenSession, fmt.Sprint(i)).Close()
 	}
 	w.notServed(path, "in.service", wire.OpOpenSession, "one-more", "no unit may have more")
-	_ = w.gets(path, "in.service", wire.OpOpenSession, "3").Close()
+	kept := w.gets(path, "in.service", wire.OpOpenSession, "3")
 	w.asks(path, "in.service", wire.OpDoneSession, "3")
+	w.notServed(path, "in.service", wire.OpOpenSession, "one-more", "no unit may have more") // the kernel has it still
+	_ = kept.Close()
 	_ = w.gets(path, "in.service", wire.OpOpenSession, "one-more").Close()
 	w.kernel.OpenErr = unix.ENOENT
 	w.notServed(path, "in.service", wire.OpClaimSession, "a:b", "colon")
@@ -264,7 +268,9 @@ func TestASessionIsForTheUserThatLeftIt(t *testing.T) {
 	w.kexec(w.preserve())
 	w.setUser("vm.service", "mallory")
 	path := w.daemon().services()
-	w.notServed(path, "vm.service", wire.OpClaimSession, "guest", `its user was "nobody" and is "mallory"`)
+	for _, op := range []string{wire.OpClaimSession, wire.OpDoneSession} {
+		w.notServed(path, "vm.service", op, "guest", `its user was "nobody" and is "mallory"`)
+	}
 	w.setUser("vm.service", "nobody")
 	holds(t, w.gets(path, "vm.service", wire.OpClaimSession, "guest"), 77, "memory")
 }

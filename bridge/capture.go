@@ -150,7 +150,7 @@ func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) 
 		if err != nil {
 			return nil, err
 		}
-		found.open, err = OpenSessions(p.Kernel, d)
+		found.open, err = OpenSessions(p.Kernel, d, packer.device.HasOutgoing)
 		return found.open, err
 	})
 	queue := make(chan func(), queued)

@@ -25,46 +25,61 @@ type Sessions struct {
 	index              *session.Session            // nil when there is none
 }
 
-// OpenSessions duplicates the sessions out of PID 1. The caller closes them.
-func OpenSessions(kernel session.Kernel, duplicator interface{ Sessions() ([]*fd.FD, error) }) (*Sessions, error) {
+// OpenSessions duplicates the sessions out of PID 1. The caller closes them. hasOutgoing
+// is asked what session.Device's tells, where the kernel does not tell of a session.
+func OpenSessions(kernel session.Kernel, duplicator interface{ Sessions() ([]*fd.FD, error) },
+	hasOutgoing func(name string) (bool, error)) (*Sessions, error) {
 	found, err := duplicator.Sessions()
 	if err != nil {
 		return nil, err
 	}
 	s := &Sessions{outgoing: map[string]*session.Session{}, incoming: map[string]*session.Session{}}
+	var failed error
 	for _, f := range found {
-		if one := session.Adopt(kernel, f); !s.take(one) {
+		one := session.Adopt(kernel, f)
+		taken, err := s.take(one, hasOutgoing)
+		if !taken {
 			_ = one.Close() // it was only looked at
 		}
+		failed = errors.Join(failed, err)
+	}
+	if failed != nil {
+		s.Close()
+		return nil, failed
 	}
 	return s, nil
 }
 
 // take tells whether a session is one of those that matter here, and the first
 // descriptor of it.
-func (s *Sessions) take(one *session.Session) bool {
+func (s *Sessions) take(one *session.Session, hasOutgoing func(name string) (bool, error)) (taken bool, err error) {
 	name, err := one.Name()
 	if err != nil {
-		return false
+		return false, nil // none of ours: their names can be had
 	}
 	if name == kho.IndexSession && s.index == nil {
 		s.index = one
-		return true
+		return true, nil
 	}
 	if !kho.IsServiceSession(name) {
-		return false
+		return false, nil
+	}
+	out, err := one.Outgoing()
+	if errors.Is(err, session.ErrUnchecked) {
+		out, err = hasOutgoing(name)
+	}
+	if err != nil {
+		return false, fmt.Errorf("tell whether the session %s came or is to be carried: %w", name, err)
 	}
 	into := s.incoming
-	if out, err := one.Outgoing(); err != nil {
-		return false
-	} else if out {
+	if out {
 		into = s.outgoing
 	}
 	if into[name] != nil {
-		return false
+		return false, nil
 	}
 	into[name] = one
-	return true
+	return true, nil
 }
 
 // Close closes the sessions, which ends nothing: PID 1 has them.

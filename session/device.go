@@ -75,6 +75,18 @@ func (d *Device) Retrieve(name string) (*Session, error) {
 	return d.named(opRetrieve, ReqRetrieveSession, name)
 }
 
+// HasOutgoing tells whether there is an outgoing session of that name: the kernel makes
+// no second one (luo_session_insert). It changes nothing.
+//
+// Errors: those of Create but ErrExist.
+func (d *Device) HasOutgoing(name string) (bool, error) {
+	made, err := d.Create(name)
+	if errors.Is(err, ErrExist) {
+		return true, nil
+	}
+	return false, errors.Join(err, made.Close())
+}
+
 // named makes the request that answers a session's name with its descriptor,
 // which the kernel makes close-on-exec.
 func (d *Device) named(op string, req uint, name string) (*Session, error) {

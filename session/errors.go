@@ -32,8 +32,12 @@ var (
 	// luo_session_retrieve).
 	ErrRetrieved = errors.New("the session was retrieved before and is still open")
 	// ErrDirection: Preserve on an incoming session, or Finish on an outgoing
-	// one (EINVAL, luo_session_ioctl).
+	// one (EINVAL, luo_session_ioctl). Before Linux 7.2 the kernel does not look
+	// at that, and does what is asked.
 	ErrDirection = errors.New("incoming sessions take no new files, and outgoing ones cannot be finished")
+	// ErrUnchecked: Outgoing asked a kernel that may not look at the direction,
+	// one before Linux 7.2.
+	ErrUnchecked = errors.New("this kernel does not tell whether a session is outgoing")
 	// ErrUnsupported: Preserve found no handler in the kernel for this kind
 	// of file (ENOENT, luo_preserve_file).
 	ErrUnsupported = errors.New("the kernel cannot carry this kind of file")
@@ -67,6 +71,7 @@ const (
 	opRetrieveFD = "retrieve fd"
 	opFinish     = "finish"
 	opGetName    = "get name"
+	opDirection  = "ask for the direction"
 	opClose      = "close"
 )
 

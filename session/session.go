@@ -78,10 +78,11 @@ func (s *Session) Finish() error {
 }
 
 // Outgoing tells whether the session is an outgoing one; it changes nothing. The
-// kernel looks at the direction before anything else (luo_session_ioctl), so it is
-// asked to preserve a descriptor that is none.
+// kernel looks at the direction before anything else (luo_session_ioctl, Linux 7.2), so
+// it is asked to preserve a descriptor that is none.
 //
-// Errors: ErrNoIoctl when the descriptor is no session, or fd.ErrClosed.
+// Errors: ErrUnchecked, when Device.HasOutgoing can tell; ErrNoIoctl when the
+// descriptor is no session; or fd.ErrClosed.
 func (s *Session) Outgoing() (bool, error) {
 	err := s.fail(Error{Op: opPreserve}, call(s.k, s.f, ReqPreserveFD, &fileByToken{fd: -1, token: 1<<64 - 1}))
 	switch {
@@ -89,6 +90,9 @@ func (s *Session) Outgoing() (bool, error) {
 		return false, nil
 	case errors.Is(err, ErrNoIoctl) || errors.Is(err, fd.ErrClosed):
 		return false, err
+	}
+	if err := call(s.k, s.f, ReqGetName, &getName{}); err != nil { // it came with Linux 7.2, as that look did
+		return false, &Error{Op: opDirection, Session: s.bestName(), Kind: ErrUnchecked, Err: err}
 	}
 	return true, nil
 }

@@ -97,7 +97,13 @@ func outgoingNotRetrieved(t T, k session.Kernel) {
 }
 
 func outgoingDirection(t T, k session.Kernel) {
-	s := create(t, device(t, k), "conform.direction")
+	d := device(t, k)
+	s := create(t, d, "conform.direction")
+	for name, want := range map[string]bool{"conform.direction": true, "conform.directio": false} {
+		if out, err := d.HasOutgoing(name); out != want || err != nil {
+			t.Errorf("an outgoing session of the name %q: %v, %v", name, out, err)
+		}
+	}
 	ok(t, "preserve", s.Preserve(memfd(t, 0, "x"), 1))
 	_, err := s.RetrieveFD(1)
 	fails(t, "retrieve a file", err, unix.EINVAL)

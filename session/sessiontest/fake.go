@@ -31,6 +31,9 @@ type Fake struct {
 	MaxSessions int
 	// NoGetName makes GET_NAME unknown, as before Linux 7.2.
 	NoGetName bool
+	// NoDirection makes requests on sessions of the other direction do what they
+	// would do on the right one, as before Linux 7.2.
+	NoDirection bool
 	// OpenErr is what every Open returns when it is not nil: unix.EIO for
 	// incoming state that cannot be read, unix.ENOENT for a kernel without
 	// live update.

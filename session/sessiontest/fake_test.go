@@ -135,6 +135,23 @@ func TestFailedRequestDoesNothing(t *testing.T) {
 	}
 }
 
+func TestOlderKernelsTellOfOutgoingSessionsByTheirNamesAlone(t *testing.T) {
+	f := newFake(t)
+	kexec(t, f, create(t, open(t, f), "came"))
+	f.NoGetName, f.NoDirection = true, true
+	d := open(t, f)
+	for name, s := range map[string]*session.Session{"came": retrieve(t, d, "came"), "made": create(t, d, "made")} {
+		if _, err := s.Outgoing(); !errors.Is(err, session.ErrUnchecked) {
+			t.Errorf("%s: Outgoing: %v, want ErrUnchecked", name, err)
+		}
+		for range 2 { // it changes nothing
+			if out, err := d.HasOutgoing(name); out != (name == "made") || err != nil {
+				t.Errorf("HasOutgoing(%q): %v, %v", name, out, err)
+			}
+		}
+	}
+}
+
 func TestLimitsOfOlderKernels(t *testing.T) {
 	f := newFake(t)
 	f.MaxFiles, f.MaxSessions, f.NoGetName = 1, 1, true

@@ -106,7 +106,7 @@ func (f *Fake) handle(r request, known bool, s *luo, req uint, arg []byte) error
 	switch {
 	case r.req != req:
 		return unix.ENOTTY
-	case s != nil && (r.on == incoming && !s.retrieved || r.on == outgoing && s.retrieved):
+	case s != nil && !f.NoDirection && (r.on == incoming && !s.retrieved || r.on == outgoing && s.retrieved):
 		return unix.EINVAL
 	case size < r.size:
 		return unix.EINVAL

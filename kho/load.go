@@ -22,8 +22,8 @@ func ReadCommandLine(root fs.FS) (string, error) {
 }
 
 // MissingSwitches returns what a kernel command line lacks for a live update:
-// "kho=on", "liveupdate=on", both or none. A kernel that was configured to have
-// kho on without being told needs no kho=on; it is asked for all the same.
+// "kho=on", "liveupdate=on", both or none. What a kernel's configuration says besides
+// is for its image to tell: image.Kernel.Switches.
 func MissingSwitches(cmdline string) []string {
 	var missing []string
 	for _, name := range []string{"kho", "liveupdate"} {

@@ -349,7 +349,7 @@ func TestCheckLooksAtTheKernelThatIsNamed(t *testing.T) {
 		"another format":  {older, on, read.Banner, check.Impossible, []string{"hands over luo-v5, and kernel 7.2.12-sample reads only luo-v4"}},
 		"not known":       {sample, on, runningBanner, check.Lossy, []string{"kho format", "luo format", "memfd format"}},
 		"no kernel":       {[]byte(strings.Repeat("text", 1000)), on, read.Banner, check.Impossible, []string{"not a Linux kernel"}},
-		"too large":       {append(bytes.Clone(sample), make([]byte, 65<<20)...), on, read.Banner, check.Carried, []string{"has 65 MiB, and no area that kexec loads into has more than 64 MiB"}},
+		"too large":       {append(bytes.Clone(sample), make([]byte, 65<<20)...), on, read.Banner, check.Carried, []string{"the kernel takes 65 MiB, and no area that kexec loads into has more than 64 MiB"}},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {

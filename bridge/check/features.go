@@ -121,13 +121,13 @@ func (c *Checker) kernelFeatures(ctx context.Context, f *Features) error {
 	return nil
 }
 
-// memfds finds out whether the kernel was built to carry memfds
-// (CONFIG_LIVEUPDATE_MEMFD, kernel/liveupdate/Kconfig).
+// memfds finds out whether the kernel, with live update, was built to carry memfds.
+// Where there is no option for that, it was: see image.Part.Option.
 func (f *Features) memfds(running *image.Kernel) {
 	config, formats := running.Config, running.Formats[image.Memfd]
 	switch {
 	case config.Known:
-		f.Kernel.Memfd = new(config.Value["CONFIG_LIVEUPDATE_MEMFD"] == "y")
+		f.Kernel.Memfd = new(config.Value[image.Memfd.Option()] != "n")
 	case formats.Known && len(formats.Value) > 0:
 		f.Kernel.Memfd = new(true)
 	default:

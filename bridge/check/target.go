@@ -3,6 +3,7 @@
 package check
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -18,6 +19,8 @@ type Target struct {
 	Name  string // the path of its image
 	Image io.ReaderAt
 	Size  int64 // of the image, in bytes
+	// Initrd is the size of the initrd that is loaded with it, in bytes; 0 for none.
+	Initrd int64
 	// Cmdline is the command line that it will be given; nil for the one that
 	// a unified kernel image has.
 	Cmdline *string
@@ -71,12 +74,18 @@ func (c *Checker) named(ctx context.Context, found *Result, target *Target) erro
 	if found.Kernel.Cmdline = target.Cmdline; target.Cmdline == nil && kernel.Cmdline != "" {
 		found.Kernel.Cmdline = &kernel.Cmdline
 	}
-	found.switches()
-	if scratch := found.Memory.Scratch; scratch != nil && target.Size > *scratch {
-		found.add(Carried, "Boot the running kernel with a larger kho_scratch= if it cannot be loaded.",
-			"%s has %d MiB, and no area that kexec loads into has more than %d MiB", target.Name, target.Size>>20, *scratch>>20)
-	}
+	found.switches(kernel)
+	found.fits("the kernel", cmp.Or(kernel.Memory, target.Size))
+	found.fits("the initrd", target.Initrd)
 	return nil
+}
+
+// fits compares what is to be loaded with the memory that there is for that.
+func (r *Result) fits(what string, size int64) {
+	if scratch := r.Memory.Scratch; scratch != nil && size > *scratch {
+		r.add(Carried, "Boot the running kernel with a larger kho_scratch= if it cannot be loaded.",
+			"%s takes %d MiB, and no area that kexec loads into has more than %d MiB", what, size>>20, *scratch>>20)
+	}
 }
 
 // readable adds why the next kernel cannot read what this one hands over. It
@@ -92,13 +101,13 @@ func (r *Result) readable(verdict image.Verdict, name string) {
 }
 
 // switches looks at the next kernel's command line.
-func (r *Result) switches() {
+func (r *Result) switches(kernel *image.Kernel) {
 	const remedy = "Give it kho=on liveupdate=on."
 	if r.Kernel.Cmdline == nil {
 		r.add(Carried, remedy, "with which command line %s is booted cannot be told", r.Kernel.Image)
 		return
 	}
-	if missing := kho.MissingSwitches(*r.Kernel.Cmdline); len(missing) > 0 {
+	if missing := kho.MissingSwitches(kernel.Switches(*r.Kernel.Cmdline)); len(missing) > 0 {
 		r.add(Impossible, remedy, "the next kernel's command line has no %s", strings.Join(missing, " and no "))
 	}
 }

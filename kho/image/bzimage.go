@@ -17,10 +17,12 @@ const (
 	setupProtocol = 0x206 // u16: 0x0208 from version 2.08 on
 	setupPayload  = 0x248 // u32: offset into the protected-mode code
 	setupLength   = 0x24c // u32: length of the payload
-	setupEnd      = 0x250
+	setupInitSize = 0x260 // u32: memory to load into, from version 2.10 on
+	setupEnd      = 0x264
 
-	protocolPayload = 0x0208
-	sectorSize      = 512
+	protocolPayload  = 0x0208
+	protocolInitSize = 0x020a
+	sectorSize       = 512
 )
 
 func isBzImage(img *io.SectionReader) (bool, error) {
@@ -58,5 +60,9 @@ func readBzImage(ctx context.Context, img *io.SectionReader) (*Kernel, error) {
 	if err != nil {
 		return nil, err
 	}
-	return inspect(&source{ctx: ctx, r: unpacked}, size)
+	kernel, err := inspect(&source{ctx: ctx, r: unpacked}, size)
+	if err == nil && protocol >= protocolInitSize {
+		kernel.Memory = int64(binary.LittleEndian.Uint32(header[setupInitSize:]))
+	}
+	return kernel, err
 }

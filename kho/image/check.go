@@ -42,6 +42,25 @@ func partOf(format string) Part {
 	return Part(part)
 }
 
+// Switches returns what a kernel that is given a command line goes by when it looks
+// for kho= and liveupdate=: what its configuration says, too (setup_arch in
+// arch/x86/kernel/setup.c and kernel/liveupdate/Kconfig, Linux 7.2). Where the
+// configuration is not known it is the line itself.
+func (k *Kernel) Switches(cmdline string) string {
+	config := k.Config.Value
+	if config["CONFIG_CMDLINE_BOOL"] == "y" {
+		built := config.text("CONFIG_CMDLINE")
+		if config["CONFIG_CMDLINE_OVERRIDE"] == "y" {
+			cmdline = ""
+		}
+		cmdline = built + " " + cmdline
+	}
+	if config["CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT"] == "y" {
+		cmdline = "kho=on " + cmdline
+	}
+	return cmdline
+}
+
 // Answer is what can be said of a question.
 type Answer string
 

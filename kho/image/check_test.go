@@ -29,6 +29,25 @@ func running(names ...string) *Kernel {
 	return k
 }
 
+func TestTheConfigurationHasAWordInTheCommandLine(t *testing.T) {
+	built := Config{"CONFIG_CMDLINE_BOOL": "y", "CONFIG_CMDLINE": `"liveupdate=on a=\"b\\c\""`}
+	override := Config{"CONFIG_CMDLINE_BOOL": "y", "CONFIG_CMDLINE": `""`, "CONFIG_CMDLINE_OVERRIDE": "y"}
+	for name, test := range map[string]struct {
+		config Config
+		want   string
+	}{
+		"none":                {nil, "kho=0 x"},
+		"empty":               {Config{"CONFIG_CMDLINE_BOOL": "n"}, "kho=0 x"},
+		"built in":            {built, `liveupdate=on a="b\c" kho=0 x`},
+		"nothing else counts": {override, " "},
+		"on without a word":   {Config{"CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT": "y"}, "kho=on kho=0 x"},
+	} {
+		if got := target(test.config).Switches("kho=0 x"); got != test.want {
+			t.Errorf("%s: %q, want %q", name, got, test.want)
+		}
+	}
+}
+
 func TestCanReadComparesFormats(t *testing.T) {
 	on := Config{"CONFIG_KEXEC_HANDOVER": "y", "CONFIG_LIVEUPDATE": "y", "CONFIG_LIVEUPDATE_MEMFD": "y"}
 	noMemfd := Config{"CONFIG_KEXEC_HANDOVER": "y", "CONFIG_LIVEUPDATE": "y", "CONFIG_LIVEUPDATE_MEMFD": "n"}

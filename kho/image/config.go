@@ -30,6 +30,13 @@ const (
 // one that is not set, is absent.
 type Config map[string]string
 
+// text returns the value of an option that is a string, which is quoted in a
+// configuration (conf_write in scripts/kconfig/confdata.c, Linux 7.2).
+func (c Config) text(option string) string {
+	quoted := strings.TrimSuffix(strings.TrimPrefix(c[option], `"`), `"`)
+	return strings.NewReplacer(`\\`, `\`, `\"`, `"`).Replace(quoted)
+}
+
 // embeddedConfig reads what follows configStart.
 func embeddedConfig(b []byte) *kho.Fact[Config] {
 	end := bytes.Index(b[:min(len(b), scanReach-len(configStart))], []byte(configEnd))

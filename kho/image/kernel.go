@@ -42,6 +42,9 @@ type Kernel struct {
 	Release string // as uname -r has it
 	Banner  string // as /proc/version has it; no two builds should share one
 	Cmdline string // the command line in a unified kernel image; else empty
+	// Memory is what kexec loads a bzImage into, in one piece, in bytes
+	// (bzImage64_load in arch/x86/kernel/kexec-bzimage64.c, Linux 7.2); else 0.
+	Memory int64
 
 	// Config is not known when the kernel carries none (CONFIG_IKCONFIG).
 	Config kho.Fact[Config]

@@ -47,6 +47,25 @@ func TestReadSeesTheSameInEveryKindOfImage(t *testing.T) {
 	}
 }
 
+func TestABzImageSaysWhatMemoryItTakes(t *testing.T) {
+	const memory = 70 << 20
+	bz := put(sampleImage(t, "vmlinux.gz"), setupInitSize, uint32(memory))
+	for name, test := range map[string]struct {
+		image []byte
+		want  int64
+	}{
+		"bzImage":              {bz, memory},
+		"of an old protocol":   {put(bz, setupProtocol, uint16(protocolInitSize-1)), 0},
+		"unified":              {unified(peSection{".linux", bz}), memory},
+		"not what kexec loads": {testdata(t, "vmlinux"), 0},
+	} {
+		k, err := read(test.image)
+		if err != nil || k.Memory != test.want {
+			t.Errorf("%s: %+v, %v, want %d bytes", name, k, err, test.want)
+		}
+	}
+}
+
 func TestUnifiedImageBootsItsFirstProfile(t *testing.T) {
 	linux := peSection{".linux", testdata(t, "vmlinux")}
 	other := peSection{".linux", []byte("no kernel")}

@@ -31,7 +31,11 @@ const (
 	bannerStart  = "Linux version "
 )
 
-const formatString = `((?:kho|luo|luo-session|luo-flb|memfd)-v[0-9]+)\x00`
+// maxFormats is more formats than a kernel knows.
+const maxFormats = 64
+
+// formatString is a format, behind which there may be others that it includes.
+const formatString = `((?:kho|luo|luo-session|luo-flb|memfd)-v[0-9]+(?:[;-][!-~]*)?)\x00`
 
 // formatPattern knows a format that is a string of its own or a part of a struct,
 // after a pointer: memfd_luo_handler of mm/memfd_luo.c (Linux 7.2) has it so.
@@ -63,6 +67,8 @@ func inspect(r io.Reader, size int64) (*Kernel, error) {
 	switch {
 	case err != nil:
 		return nil, err
+	case len(found.formats) > maxFormats:
+		return nil, fmt.Errorf("%w: it has more than %d formats", ErrDamaged, maxFormats)
 	case n != size:
 		return nil, fmt.Errorf("%w: the kernel in it should have %d bytes", ErrDamaged, size)
 	case found.banner == "":
@@ -115,7 +121,7 @@ func (f *findings) look(window []byte, n int) {
 	for _, part := range Parts() {
 		for at := range occurrences(window, n, string(part)+"-") {
 			format := formatPattern.FindSubmatch(window[at-1 : min(len(window), at+maxFormat)])
-			if format != nil {
+			if format != nil && len(f.formats) <= maxFormats {
 				f.formats[string(format[1])] = true
 			}
 		}

@@ -3,6 +3,8 @@
 package image
 
 import (
+	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -35,6 +37,7 @@ func TestFormatsAreWholeStrings(t *testing.T) {
 		"of 6.19":                     {"luo-v1\x00luo-session-v2\x00luo-flb-v1\x00", []string{"luo-flb-v1", "luo-session-v2", "luo-v1"}},
 		"two of a kind":               {"memfd-v2\x00memfd-v10\x00", []string{"memfd-v10", "memfd-v2"}},
 		"twice the same":              {"kho-v4\x00kho-v4\x00", []string{"kho-v4"}},
+		"one put behind another":      {"luo-v5;block-v1\x00luo-v3-kho-block-v1\x00luo-v5 x\x00", []string{"luo-v3-kho-block-v1", "luo-v5;block-v1"}},
 		"after a pointer":             {"\xc0\x28\xa3\x81\xff\xff\xff\xffmemfd-v2\x00", []string{"memfd-v2"}},
 		"end of a longer string":      {"no kho-v4\x00akho-v4\x00~kho-v4\x00", nil},
 		"start of a longer string":    {"kho-v4 \x00kho-v4a\x00kho-v4\n\x00", nil},
@@ -153,5 +156,15 @@ func TestConfigHasWhatKconfigWrites(t *testing.T) {
 		"CONFIG_G": `"is not set"`, "CONFIG_H": "y"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("configuration (-want +got):\n%s", diff)
+	}
+}
+
+func TestAKernelThatKnowsTooManyFormatsIsDamaged(t *testing.T) {
+	var content strings.Builder
+	for i := range maxFormats + 1 {
+		fmt.Fprintf(&content, "\x00kho-v%d", i)
+	}
+	if _, err := read(vmlinux(content.String(), "\x00", sampleBanner, "\n\x00")); !errors.Is(err, ErrDamaged) {
+		t.Errorf("Read: %v, want ErrDamaged", err)
 	}
 }

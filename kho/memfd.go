@@ -54,6 +54,21 @@ func fill(raw int, data []byte) error {
 	return os.NewSyscallError("fcntl(F_ADD_SEALS)", err)
 }
 
+// Contents returns what is in a memfd, or another file with a size, and no more than
+// the first most bytes. The file stays the caller's, and its position as it was. A file
+// that shrinks meanwhile is ErrFormat.
+func Contents(f *fd.FD, most int64) ([]byte, error) {
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	data := make([]byte, min(st.Size, most))
+	if err := f.Do(func(raw int) error { return readFull(raw, data) }); err != nil {
+		return nil, err
+	}
+	return data, nil
+}
+
 // readMemfd fills d, which must be zero, with what is in f in the given format. It
 // leaves f's position alone.
 func readMemfd(f *fd.FD, d document, format string) error {
@@ -67,8 +82,8 @@ func readMemfd(f *fd.FD, d document, format string) error {
 	if err := checkSize(st.Size); err != nil {
 		return err
 	}
-	data := make([]byte, st.Size)
-	if err := f.Do(func(raw int) error { return readFull(raw, data) }); err != nil {
+	data, err := Contents(f, MaxManifest)
+	if err != nil {
 		return err
 	}
 	return parse(data, d, format)

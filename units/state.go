@@ -20,6 +20,9 @@ type State struct {
 // Service is what PID 1 says of a service that has a status.
 type Service struct {
 	Active string // as in State
+	// Left is when it was inactive last, by CLOCK_MONOTONIC in microseconds; 0 if it
+	// always was.
+	Left   uint64
 	Status string // what it says itself, empty unless it has since it was started
 }
 
@@ -29,6 +32,7 @@ func (r *Reader) Service(ctx context.Context, unit string) (Service, error) {
 	path := unitPath(unit)
 	err := r.properties(ctx, unit, []property{
 		{path, unitInterface, "ActiveState", "s", func(b *bulk.Reader) { s.Active = b.Text() }},
+		{path, unitInterface, "InactiveExitTimestampMonotonic", "t", func(b *bulk.Reader) { s.Left = b.Uint64() }},
 		{path, serviceInterface, "StatusText", "s", func(b *bulk.Reader) { s.Status = b.Text() }},
 	})
 	return s, err

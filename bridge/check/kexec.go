@@ -60,6 +60,13 @@ func (k *Kexec) Run(ctx context.Context, o Options, report func(*Result) error) 
 		defer initrd.Close()
 	}
 	target := &Target{Name: o.Kernel, Image: kernel, Size: info.Size(), Cmdline: &o.Cmdline}
+	if initrd != nil {
+		info, err := initrd.Stat()
+		if err != nil {
+			return err
+		}
+		target.Initrd = info.Size()
+	}
 	if err := k.check(ctx, target, o.Force, report); err != nil {
 		return err
 	}

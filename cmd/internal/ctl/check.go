@@ -58,10 +58,7 @@ func thisChecker() *check.Checker {
 
 func checkNow(ctx context.Context, target *check.Target) (*check.Result, error) {
 	found, err := thisChecker().Run(ctx, target)
-	if errors.Is(err, unix.EACCES) {
-		err = fmt.Errorf("%w: only root may ask PID 1", err)
-	}
-	return found, err
+	return found, onlyRoot(err)
 }
 
 // start becomes systemctl, which stops everything and boots the loaded kernel.
@@ -92,37 +89,52 @@ func verdict(outcome check.Outcome, err error) error {
 
 func checkCommand(d daemon, h host, v *view) *cobra.Command {
 	var kernel string
+	var line line
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Say what would be lost if systemctl kexec were called now",
 		Long: "Say what would be lost if systemctl kexec were called now.\n\n" +
 			"The exit status is 0 when nothing would be, 1 when something would be or may\n" +
 			"be, and 2 when a live update cannot work at all or nothing can be said.",
-		Args: cobra.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
+		ValidArgsFunction: cobra.NoFileCompletions,
+		Args:              func(cmd *cobra.Command, args []string) error { return nothingSaid(cobra.NoArgs(cmd, args)) },
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			outcome, err := checkAndPrint(cmd.Context(), cmd.OutOrStdout(), h, v, kernel)
+			if err := line.complete(cmd, h); err != nil {
+				return nothingSaid(err)
+			}
+			outcome, err := checkAndPrint(cmd.Context(), cmd.OutOrStdout(), h, v, kernel, &line)
 			if kernel == "" && errors.Is(err, unix.EACCES) {
 				outcome, err = d.check(cmd.OutOrStdout(), v)
 			}
 			if err != nil {
-				return failure{statusImpossible, err}
+				return nothingSaid(err)
 			}
 			return verdict(outcome, nil)
 		},
 	}
+	cmd.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return nothingSaid(err) })
 	cmd.Flags().StringVar(&kernel, "kernel", "", "judge this kernel `image`, not the one that is loaded")
+	line.flags(cmd, "judge it with")
 	return cmd
 }
 
-func checkAndPrint(ctx context.Context, w io.Writer, h host, v *view, kernel string) (check.Outcome, error) {
-	found, err := checkImage(ctx, h, kernel)
+// nothingSaid ends check with the status of when nothing can be said; nil with nil.
+func nothingSaid(err error) error {
+	if err == nil {
+		return nil
+	}
+	return failure{statusImpossible, err}
+}
+
+func checkAndPrint(ctx context.Context, w io.Writer, h host, v *view, kernel string, line *line) (check.Outcome, error) {
+	found, err := checkImage(ctx, h, kernel, line)
 	if err != nil {
 		return "", err
 	}
 	return found.Outcome, output(w, v.json, found, func() string { return v.checkText(found) })
 }
 
-func checkImage(ctx context.Context, h host, name string) (*check.Result, error) {
+func checkImage(ctx context.Context, h host, name string, line *line) (*check.Result, error) {
 	if name == "" {
 		return h.Check(ctx, nil)
 	}
@@ -135,12 +147,16 @@ func checkImage(ctx context.Context, h host, name string) (*check.Result, error)
 	if err != nil {
 		return nil, err
 	}
-	return h.Check(ctx, &check.Target{Name: name, Image: kernel, Size: info.Size()})
+	target := &check.Target{Name: name, Image: kernel, Size: info.Size()}
+	if line.given {
+		target.Cmdline = &line.text
+	}
+	return h.Check(ctx, target)
 }
 
 func kexecCommand(h host, v *view) *cobra.Command {
 	var o check.Options
-	var reuse bool
+	var line line
 	cmd := &cobra.Command{
 		Use:   "kexec",
 		Short: "Replace the kernel, unless something would be lost",
@@ -150,9 +166,13 @@ func kexecCommand(h host, v *view) *cobra.Command {
 			"--help. Without --kernel the kernel is booted that is loaded already.",
 		Args: cobra.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := complete(cmd, h, &o, reuse); err != nil {
+			if err := line.complete(cmd, h); err != nil {
 				return err
 			}
+			if o.Kernel != "" && !line.given {
+				return errors.New("--kernel needs one of --cmdline and --reuse-cmdline")
+			}
+			o.Cmdline = line.text
 			h.Prepare = func(ctx context.Context) {
 				if _, err := h.prepare(ctx); err != nil {
 					fmt.Fprintf(cmd.ErrOrStderr(), "fdbridgectl: nothing is prepared: %s\n", oneLine(err.Error()))
@@ -172,22 +192,43 @@ func kexecCommand(h host, v *view) *cobra.Command {
 	flags := cmd.Flags()
 	flags.StringVar(&o.Kernel, "kernel", "", "load this kernel `image`")
 	flags.StringVar(&o.Initrd, "initrd", "", "and this initrd `file`")
-	flags.StringVar(&o.Cmdline, "cmdline", "", "and give it this command `line`")
-	flags.BoolVar(&reuse, "reuse-cmdline", false, "and give it the running kernel's command line")
+	line.flags(cmd, "and give it")
 	flags.BoolVar(&o.Force, "force", false, "do it whatever is lost")
 	return cmd
 }
 
-// complete refuses options that do not go together, and fills in the command line.
-func complete(cmd *cobra.Command, h host, o *check.Options, reuse bool) (err error) {
-	given := cmd.Flags().Changed("cmdline")
+// line is the next kernel's command line.
+type line struct {
+	text         string
+	given, reuse bool
+}
+
+func (l *line) flags(cmd *cobra.Command, what string) {
+	cmd.Flags().StringVar(&l.text, "cmdline", "", what+" this command `line`")
+	cmd.Flags().BoolVar(&l.reuse, "reuse-cmdline", false, what+" the running kernel's command line")
+}
+
+// complete refuses options that do not go together, and a file without a name, which
+// a variable that is not set would be; it fills in the line.
+func (l *line) complete(cmd *cobra.Command, h host) (err error) {
+	flags := cmd.Flags()
+	for _, name := range []string{"kernel", "initrd"} {
+		if f := flags.Lookup(name); f != nil && f.Changed && f.Value.String() == "" {
+			return fmt.Errorf("--%s is empty", name)
+		}
+	}
+	for _, name := range []string{"initrd", "cmdline", "reuse-cmdline"} {
+		if flags.Changed(name) && !flags.Changed("kernel") {
+			return fmt.Errorf("--%s needs --kernel", name)
+		}
+	}
+	written := flags.Changed("cmdline")
+	l.given = written || l.reuse
 	switch {
-	case o.Kernel == "" && (o.Initrd != "" || given || reuse):
-		return errors.New("--initrd, --cmdline and --reuse-cmdline need --kernel")
-	case o.Kernel != "" && given == reuse:
-		return errors.New("--kernel needs one of --cmdline and --reuse-cmdline")
-	case reuse:
-		o.Cmdline, err = h.cmdline()
+	case written && l.reuse:
+		return errors.New("--cmdline and --reuse-cmdline exclude each other")
+	case l.reuse:
+		l.text, err = h.cmdline()
 	}
 	return err
 }

@@ -13,12 +13,10 @@ import (
 	"strings"
 	"time"
 
-	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
-
 	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/kho"
+	"github.com/spf13/cobra"
 )
 
 func inspectCommand(d daemon, v *view) *cobra.Command {
@@ -67,34 +65,11 @@ func (d daemon) documents(name string) (documents [][]byte, err error) {
 		return [][]byte{data}, err
 	}
 	err = wire.Inspect(d.socket, name, func(f *fd.FD) error {
-		data, err := contents(f)
+		data, err := kho.Contents(f, kho.MaxManifest+1)
 		documents = append(documents, data)
 		return err
 	})
 	return documents, d.explain(err)
-}
-
-// contents reads a memfd, whose position it leaves alone.
-func contents(f *fd.FD) (data []byte, err error) {
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	data = make([]byte, min(st.Size, kho.MaxManifest+1))
-	err = f.Do(func(raw int) error {
-		for at := 0; at < len(data); {
-			n, err := unix.Pread(raw, data[at:], int64(at))
-			if err != nil && !errors.Is(err, unix.EINTR) {
-				return os.NewSyscallError("pread", err)
-			}
-			if err == nil && n == 0 {
-				return io.ErrUnexpectedEOF
-			}
-			at += max(n, 0)
-		}
-		return nil
-	})
-	return data, err
 }
 
 // document prints a manifest or an index; the JSON is what is in it.

@@ -74,7 +74,7 @@ func command(d daemon, h host, s screen) *cobra.Command {
 	v := &view{screen: s}
 	root.PersistentFlags().BoolVar(&v.json, "json", false, "print JSON instead of text")
 	root.AddCommand(listCommand(d, v), statusCommand(d, v), showCommand(d, v), checkCommand(d, h, v), kexecCommand(h, v),
-		prepareCommand(h), abortCommand(h), dropCommand(d), deliverCommand(d, v), monitorCommand(d, v), inspectCommand(d, v), featuresCommand(h, v))
+		prepareCommand(h, v), abortCommand(h), dropCommand(d), deliverCommand(d, v), monitorCommand(d, v), inspectCommand(d, v), featuresCommand(h, v))
 	return root
 }
 

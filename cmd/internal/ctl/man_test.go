@@ -110,6 +110,7 @@ func TestTheManualHasAllMembersOfTheJSON(t *testing.T) {
 		})},
 		"show":         {members[wire.Shown](), members[wire.Entry]()},
 		"check, kexec": inCheck,
+		"prepare":      {members[prepared]()},
 		"deliver":      {members[wire.Assigned]()},
 		"monitor":      {members[event](), members[wire.Change]()},
 		"features":     {members[check.Features](), members[check.KernelFeatures]()},

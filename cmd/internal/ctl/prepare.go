@@ -6,12 +6,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
 	"github.com/fdbridge/fdbridge/bridge"
+	"github.com/fdbridge/fdbridge/session"
 	"github.com/fdbridge/fdbridge/units"
 )
 
@@ -24,7 +27,12 @@ const (
 	stepWait = 50 * time.Millisecond
 )
 
-func prepareCommand(h host) *cobra.Command {
+// prepared is what prepare prints as JSON.
+type prepared struct {
+	Summary string `json:"summary"`
+}
+
+func prepareCommand(h host, v *view) *cobra.Command {
 	return &cobra.Command{
 		Use:   "prepare",
 		Short: "Preserve what can be while services run, for an update that comes soon",
@@ -34,10 +42,10 @@ func prepareCommand(h host) *cobra.Command {
 		Args: cobra.NoArgs, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			summary, err := h.prepare(cmd.Context())
-			if err == nil {
-				fmt.Fprintln(cmd.OutOrStdout(), summary)
+			if err != nil {
+				return err
 			}
-			return err
+			return output(cmd.OutOrStdout(), v.json, prepared{summary}, func() string { return summary + "\n" })
 		},
 	}
 }
@@ -54,6 +62,14 @@ func abortCommand(h host) *cobra.Command {
 // prepareNow starts the service that preserves, which prepares as long as there is no
 // shutdown, and waits until it has. Its status says what it has done.
 func prepareNow(ctx context.Context) (summary string, err error) {
+	if _, err := os.Stat(session.Path); errors.Is(err, fs.ErrNotExist) {
+		return "", session.ErrNoDevice // the service would not start, and say nothing
+	}
+	reader := &units.Reader{Socket: units.PrivateSocket}
+	before, err := reader.Service(ctx, bridge.PreserveUnit)
+	if err != nil {
+		return "", onlyRoot(err)
+	}
 	err = withManager(ctx, func(m *units.Manager) error { return m.Start(ctx, bridge.PreserveUnit) })
 	if err != nil {
 		return "", err
@@ -62,7 +78,7 @@ func prepareNow(ctx context.Context) (summary string, err error) {
 	start := time.Now()
 	err = follow(ctx, prepareWait, func(s units.Service) bool {
 		starting := s.Active == "activating"
-		begun = begun || starting
+		begun = begun || starting || s.Left != before.Left
 		summary = s.Status
 		return starting && summary != "" || !starting && (begun || time.Since(start) > beginWait)
 	})
@@ -101,11 +117,16 @@ func follow(ctx context.Context, atMost time.Duration, wanted func(s units.Servi
 
 func withManager(ctx context.Context, do func(m *units.Manager) error) error {
 	manager, err := units.Connect(ctx, units.PrivateSocket)
+	if err != nil {
+		return onlyRoot(err)
+	}
+	return errors.Join(do(manager), manager.Close())
+}
+
+// onlyRoot says why PID 1 cannot be asked, where that is why.
+func onlyRoot(err error) error {
 	if errors.Is(err, unix.EACCES) {
 		return fmt.Errorf("%w: only root may ask PID 1", err)
 	}
-	if err != nil {
-		return err
-	}
-	return errors.Join(do(manager), manager.Close())
+	return err
 }

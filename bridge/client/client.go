@@ -30,6 +30,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -45,6 +47,9 @@ const (
 	// restartTimeout bounds how long a fdbridged that has crashed, or is being
 	// replaced, is waited for.
 	restartTimeout = 10 * time.Second
+	// absentTimeout does so for one that was stopped, and may be started again at
+	// once, as when the package is updated, or not at all.
+	absentTimeout = 3 * time.Second
 	// retryDelay is between two tries to connect.
 	retryDelay = 20 * time.Millisecond
 )
@@ -65,7 +70,8 @@ var (
 // ErrRefused: the name, a unit that has not opted in, too many sessions
 // (wire.MaxSessions), one of that name that came and is not done with, or a machine
 // without live update. Other errors are those of the socket. It waits for a minute
-// and a fdbridged that is started again, or until ctx ends.
+// and a fdbridged that is started again, or until ctx ends; where there is none in this
+// boot, not at all.
 func Open(ctx context.Context, name string) (*session.Session, error) {
 	return ask(ctx, wire.SessionsPath, wire.OpOpenSession, name)
 }
@@ -91,13 +97,16 @@ func ask(ctx context.Context, path, op, name string) (*session.Session, error) {
 	var broken time.Time
 	for {
 		s, err := try(ctx, path, op, name)
-		if !passing(err) {
+		patience := restartTimeout
+		if absent(path, err) {
+			patience = absentTimeout
+		} else if !passing(err) {
 			return s, err
 		}
 		if broken.IsZero() {
 			broken = time.Now()
 		}
-		if time.Since(broken) > restartTimeout {
+		if time.Since(broken) > patience {
 			return nil, err
 		}
 		select {
@@ -106,6 +115,13 @@ func ask(ctx context.Context, path, op, name string) (*session.Session, error) {
 		case <-time.After(retryDelay):
 		}
 	}
+}
+
+// absent tells whether there was an fdbridged in this boot, which has taken its socket
+// away: its directory stays.
+func absent(path string, err error) bool {
+	_, gone := os.Stat(filepath.Dir(path))
+	return errors.Is(err, unix.ENOENT) && gone == nil
 }
 
 // passing tells whether the next fdbridged may have an answer.

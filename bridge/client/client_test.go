@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -133,8 +135,19 @@ func TestWaitingEndsWithTheContext(t *testing.T) {
 	}
 }
 
+func TestAnFdbridgedThatIsReplacedIsWaitedFor(t *testing.T) {
+	dir := t.TempDir()
+	synctest.Test(t, func(t *testing.T) { // it takes no time
+		start := time.Now()
+		_, err := ask(t.Context(), filepath.Join(dir, "none"), wire.OpOpenSession, "x")
+		if waited := time.Since(start); !errors.Is(err, unix.ENOENT) || waited < absentTimeout || waited > 2*absentTimeout {
+			t.Errorf("ask: %v after %v, want ENOENT after %v", err, waited, absentTimeout)
+		}
+	})
+}
+
 func TestWithoutAnFdbridgedThereIsAnErrorAtOnce(t *testing.T) {
-	if _, err := ask(t.Context(), filepath.Join(t.TempDir(), "none"), wire.OpOpenSession, "x"); !errors.Is(err, unix.ENOENT) {
+	if _, err := ask(t.Context(), filepath.Join(t.TempDir(), "none", "none"), wire.OpOpenSession, "x"); !errors.Is(err, unix.ENOENT) {
 		t.Errorf("ask: %v, want ENOENT", err)
 	}
 }

@@ -7,11 +7,8 @@ package test
 import (
 	"context"
 	"encoding/json"
-	"flag"
 	"fmt"
 	"maps"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -22,76 +19,8 @@ import (
 
 	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/internal/vm"
-	"github.com/fdbridge/fdbridge/internal/vm/progress"
 	"github.com/fdbridge/fdbridge/test/machine"
 )
-
-var deb = flag.String("deb", "", "the fdbridge package to install in the VM")
-
-// guestDeb is where the package is in the guest, to be installed again.
-const guestDeb = "/root/fdbridge.deb"
-
-// images are what the machines boot: with fdbridge and systemd 257, without fdbridge,
-// with systemd 254 and the other kernels besides, and with systemd 262. Users have
-// any of these versions: what depends on systemd's ways goes through all of them, and
-// the other scenarios are spread over the first two.
-var images struct{ kernel, with, without, oldest, sid string }
-
-func TestMain(m *testing.M) {
-	flag.Parse()
-	if err := prepare(context.Background()); err != nil {
-		fmt.Fprintln(os.Stderr, "prepare the test bed:", err)
-		os.Exit(1)
-	}
-	os.Exit(m.Run())
-}
-
-// prepare builds the kernel and the images.
-func prepare(ctx context.Context) error {
-	if *deb == "" {
-		return fmt.Errorf("no package to test: run \"make test-vm\", or give -deb")
-	}
-	builder, err := machine.NewBuilder(ctx, progress.New(os.Stderr))
-	if err != nil {
-		return err
-	}
-	images.kernel = builder.Kernel
-	programs := machine.Programs("storesvc", "sessionsvc", "luoconform", "atstep", "impostor")
-	examples, err := machine.Examples(ctx, "..")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(examples)
-	files := map[string]string{guestDeb: *deb}
-	for _, name := range []string{"guest", "guest.service", "luo", "luosession.sh", "luosession.service"} {
-		files[machine.GuestPrograms+name] = filepath.Join(examples, name)
-	}
-	if images.with, err = builder.Image(ctx, *deb, programs, files); err != nil {
-		return err
-	}
-	if images.without, err = builder.Image(ctx, "", programs, nil); err != nil {
-		return err
-	}
-	if images.sid, err = builder.Sid().Image(ctx, *deb, programs, files); err != nil {
-		return err
-	}
-	kernels, err := builder.Kernels(ctx)
-	if err != nil {
-		return err
-	}
-	maps.Copy(kernels, files)
-	images.oldest, err = builder.Bookworm().Image(ctx, *deb, programs, kernels)
-	return err
-}
-
-// common is the image of scenarios that make test runs with systemd 254, where they take
-// less time, and make soak, which runs them in full, with 257.
-func common() string {
-	if thorough {
-		return images.with
-	}
-	return images.oldest
-}
 
 // bed is a machine under test.
 type bed struct {
@@ -100,25 +29,33 @@ type bed struct {
 	ctx context.Context
 }
 
-// boot starts a machine from an image and waits until it is up. A scenario as
-// a whole may take a quarter of an hour.
-func boot(t *testing.T, image string, args ...string) *bed {
+// boot starts a machine from an image, when it is the scenario's turn, and waits until
+// it is up. A scenario as a whole may take a quarter of an hour.
+func boot(t *testing.T, image image, args ...string) *bed {
 	t.Helper()
-	return bootConfig(t, vm.Config{Image: image, KernelArgs: args})
+	return bootConfig(t, image, vm.Config{KernelArgs: args})
 }
 
-func bootConfig(t *testing.T, config vm.Config) *bed {
+func bootConfig(t *testing.T, image image, config vm.Config) *bed {
 	t.Helper()
+	place := machines.line(t.Name())
 	t.Parallel()
-	return bootFor(t, 15*time.Minute, config)
+	place.wait()
+	t.Cleanup(place.leave)
+	return bootFor(t, 15*time.Minute, image, config)
 }
 
-// bootFor is boot for a scenario that may take that long as a whole.
-func bootFor(t *testing.T, bound time.Duration, config vm.Config) *bed {
+// bootFor is boot for a scenario that may take that long as a whole, and waits for no
+// other one.
+func bootFor(t *testing.T, bound time.Duration, image image, config vm.Config) *bed {
 	t.Helper()
+	path, err := image()
+	if err != nil {
+		t.Fatal(err)
+	}
 	ctx, stop := context.WithTimeout(t.Context(), bound)
 	t.Cleanup(stop)
-	config.Kernel = images.kernel
+	config.Kernel, config.Image = images.kernel, path
 	b := &bed{T: t, m: vm.Test(t, config), ctx: ctx}
 	b.settled()
 	return b

@@ -17,7 +17,7 @@ import (
 // as after any reboot, and says so once. An ordinary reboot and a power-off are as
 // without fdbridge.
 func TestAnUpdateThatDoesNotArriveIsReported(t *testing.T) {
-	b := bootConfig(t, vm.Config{Image: images.with, Disk: filepath.Join(t.TempDir(), "disk.img"), AllowReboot: true})
+	b := bootConfig(t, images.with, vm.Config{Disk: filepath.Join(t.TempDir(), "disk.img"), AllowReboot: true})
 	// reboot(2) answers EINVAL when no kernel is loaded, and systemd-shutdown
 	// reboots in the ordinary way.
 	const dropIn = "/etc/systemd/system/systemd-kexec.service.d/test.conf"

@@ -18,7 +18,7 @@ import (
 // is called off each time.
 func TestPreserveIsKilledAtEachStep(t *testing.T) {
 	// Each time it is called off takes eight seconds, if the machine has little to do.
-	b := bootFor(t, 30*time.Minute, vm.Config{Image: images.with})
+	b := bootFor(t, 30*time.Minute, images.with, vm.Config{})
 	b.preserveUnderAtstep()
 	b.units(map[string]string{
 		"runs.service": service(optIn, "a,memfd,4096,1", "b,memfd,8192,2,0x2"),

@@ -53,7 +53,7 @@ type soaked struct {
 func TestSoak(t *testing.T) {
 	t.Logf("-updates %d -seed %d", *updates, *seed)
 	s := &soak{
-		bed:   bootFor(t, 3*time.Hour, vm.Config{Image: images.with}),
+		bed:   bootFor(t, 3*time.Hour, images.with, vm.Config{}),
 		Rand:  rand.New(rand.NewPCG(*seed, 0)),
 		units: map[string]*soaked{},
 	}
@@ -215,7 +215,7 @@ func (s *soak) mishap() mishap {
 
 // A thousand units, which is more than there are sessions before Linux 7.2.
 func TestAThousandUnits(t *testing.T) {
-	b := bootFor(t, time.Hour, vm.Config{Image: images.with, Memory: 8192})
+	b := bootFor(t, time.Hour, images.with, vm.Config{Memory: 8192})
 	// PID 1 does nothing else until it has begun to start all, which takes emulated
 	// processors longer than a unit may take.
 	b.units(map[string]string{"x@.service": service(optIn+"TimeoutStartSec=15min\n", "one,memfd,4096", "two,memfd,100,7")})

@@ -4,6 +4,8 @@
 
 package test
 
+import "time"
+
 // How much the scenarios do in make test, which is to end while one waits for it; make
 // soak runs those with a part of it in full: soak_test.go.
 const (
@@ -12,4 +14,6 @@ const (
 	manyUnits = 20    // with one fd each
 	manyFiles = 100   // of one unit
 	thorough  = false // each of the ways in which the device can be busy or an update called off
+
+	commandBound = 3 * time.Minute // a command in the guest
 )

@@ -63,22 +63,19 @@ func (b *bed) stepped(dir string) []string {
 	return strings.FieldsFunc(b.sh("cat %s/log 2>/dev/null || true", dir), func(c rune) bool { return c == '\n' })
 }
 
-// hit checks that among the steps are some of each kind, named by how they begin.
+// hit checks that there are steps, and some of each kind among them, named by how they
+// begin.
 func (b *bed) hit(steps []string, kinds ...string) {
 	b.Helper()
+	if len(steps) == 0 {
+		b.Error("no step was hit")
+	}
 	b.Logf("hit were %d steps:\n%s", len(steps), strings.Join(steps, "\n"))
 	for _, kind := range kinds {
 		if !slices.ContainsFunc(steps, func(step string) bool { return strings.HasPrefix(step, kind) }) {
 			b.Errorf("no step was hit that is %q", kind)
 		}
 	}
-}
-
-// until waits until a shell's condition is true in the guest, for two minutes
-// at most: the machine that the guest runs on may have much to do.
-func (b *bed) until(condition string, args ...any) {
-	b.Helper()
-	b.sh("timeout 120 sh -c 'until %s; do sleep 0.1; done'", fmt.Sprintf(condition, args...))
 }
 
 // held checks that the fds of units are all held.

@@ -11,6 +11,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -25,8 +26,9 @@ import (
 // bed is a machine under test.
 type bed struct {
 	*testing.T
-	m   *vm.Machine
-	ctx context.Context
+	m       *vm.Machine
+	ctx     context.Context
+	explain func() // what has failed, once
 }
 
 // boot starts a machine from an image, when it is the scenario's turn, and waits until
@@ -57,6 +59,8 @@ func bootFor(t *testing.T, bound time.Duration, image image, config vm.Config) *
 	t.Cleanup(stop)
 	config.Kernel, config.Image = images.kernel, path
 	b := &bed{T: t, m: vm.Test(t, config), ctx: ctx}
+	b.explain = sync.OnceFunc(b.lastWords)
+	t.Cleanup(b.explain) // before the machine is ended
 	b.settled()
 	return b
 }
@@ -68,13 +72,12 @@ func (b *bed) in(t *testing.T) *bed {
 	return &sub
 }
 
-// explain adds to the log of a failed test what fdbridge has said in the guest,
+// lastWords adds to the log of a failed test what fdbridge has said in the guest,
 // if that still answers.
-func (b *bed) explain() {
+func (b *bed) lastWords() {
 	if !b.Failed() {
 		return
 	}
-	b.Helper()
 	ctx, stop := context.WithTimeout(context.Background(), 20*time.Second)
 	defer stop()
 	r, err := b.m.Shell(ctx, "journalctl --no-pager -q -o short-monotonic -n 150 -t fdbridged -t fdbridge-inject; fdbridgectl status")
@@ -84,21 +87,65 @@ func (b *bed) explain() {
 // settled waits until the guest has started all that it starts.
 func (b *bed) settled() {
 	b.Helper()
-	r, err := b.m.Do(b.ctx, vm.Command{Argv: []string{"systemctl", "is-system-running", "--wait"}})
+	r, err := b.do("systemctl", "is-system-running", "--wait")
 	if state := strings.TrimSpace(r.Stdout); err != nil || state != "running" && state != "degraded" {
 		b.Fatalf("the machine is %q: %v", state, err)
 	}
+}
+
+// do runs a command in the guest, which may hang there, but not for long.
+func (b *bed) do(argv ...string) (vm.Result, error) {
+	ctx, stop := context.WithTimeout(b.ctx, commandBound)
+	defer stop()
+	return b.m.Do(ctx, vm.Command{Argv: argv})
 }
 
 // sh runs a script in the guest and returns what it prints.
 func (b *bed) sh(format string, args ...any) string {
 	b.Helper()
 	script := fmt.Sprintf(format, args...)
-	r, err := b.m.Shell(b.ctx, script)
-	if err != nil {
-		b.Fatalf("in the guest: %s: %v\n%s%s", script, err, r.Stdout, r.Stderr)
+	r, err := b.do("sh", "-eu", "-c", script)
+	if err != nil || r.Status != 0 {
+		b.Fatalf("in the guest: %s: status %d, %v\n%s%s", script, r.Status, err, r.Stdout, r.Stderr)
 	}
 	return strings.TrimSpace(r.Stdout)
+}
+
+// polling is a script that waits until a shell's condition is true, for two minutes at
+// most: the machine that the guest runs on may have much to do.
+func polling(condition string) string {
+	return fmt.Sprintf("timeout 120 sh -c 'until %s; do sleep 0.1; done'", condition)
+}
+
+// until waits until a shell's condition is true in the guest.
+func (b *bed) until(condition string, args ...any) {
+	b.Helper()
+	b.sh("%s", polling(fmt.Sprintf(condition, args...)))
+}
+
+// journal returns the messages of this boot that are in the journal and match, in whole:
+// journald may be behind.
+func (b *bed) journal(match string, args ...any) string {
+	b.Helper()
+	return b.sh("journalctl --sync; journalctl --no-pager -q -b -o cat "+match, args...)
+}
+
+// active checks that each of units is active.
+func (b *bed) active(units ...string) {
+	b.Helper()
+	for _, unit := range units {
+		if state := b.sh("systemctl is-active '%s' || true", unit); state != "active" {
+			b.Errorf("%s is %q, want active", unit, state)
+		}
+	}
+}
+
+// killServe kills fdbridged, and waits until the next one answers.
+func (b *bed) killServe() {
+	b.Helper()
+	const unit = "fdbridged.service"
+	killed := b.sh("systemctl show -P MainPID %s; systemctl kill --signal=KILL --kill-whom=main %[1]s", unit)
+	b.until(`test "$(systemctl show -P MainPID %s)" != %s && fdbridgectl list > /dev/null`, unit, killed)
 }
 
 // kexec replaces the kernel and waits until the new one is up.
@@ -110,13 +157,16 @@ func (b *bed) kexec() {
 	b.settled()
 }
 
-// off switches the machine off, which must work whatever the scenario did.
+// off switches the machine off, which must work whatever the scenario did, and as if
+// there was no fdbridge.
 func (b *bed) off() {
 	b.Helper()
 	b.explain()
+	said := len(b.m.Console())
 	if err := b.m.Shutdown(b.ctx); err != nil {
 		b.Error(err)
 	}
+	leftAlone(b, said)
 }
 
 // file writes a file in the guest.

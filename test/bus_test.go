@@ -61,7 +61,7 @@ func (b *bed) denied(command, says string) {
 func (b *bed) await(file, says string) {
 	b.Helper()
 	b.file("/run/await", says)
-	b.sh("timeout 60 sh -c 'until grep -qF -f /run/await %s; do sleep 0.1; done' || { cat %s; exit 1; }", file, file)
+	b.sh("%s || { cat %s; exit 1; }", polling("grep -qF -f /run/await "+file), file)
 }
 
 // monitor runs a command in the guest that prints what happens, and returns when it
@@ -101,7 +101,7 @@ func TestMessageBus(t *testing.T) {
 	if diff := cmp.Diff(want, b.busStates()); diff != "" {
 		t.Errorf("units at the end (-want +got):\n%s", diff)
 	}
-	if out := b.sh("journalctl -q -b -o cat -p warning -u fdbridge-bus.service -u dbus.service -u polkit.service"); out != "" {
+	if out := b.journal("-p warning -u fdbridge-bus.service -u dbus.service -u polkit.service"); out != "" {
 		t.Errorf("the journal has warnings: %s", out)
 	}
 	b.off()
@@ -201,9 +201,9 @@ func busAgent(b *bed) {
 	b.sh("echo root:secret | chpasswd; mkfifo /run/keys")
 	b.sh(`script -qefc '%sfdbridgectl deliver drop --as drop' /run/terminal < /run/keys > /dev/null 2>&1 &
 exec 3> /run/keys
-timeout 60 sh -c 'until grep -q Password: /run/terminal; do sleep 0.1; done'
+%s
 echo secret >&3
-wait $!`, asNobody)
+wait $!`, asNobody, polling("grep -q Password: /run/terminal"))
 	if out := b.sh("cat /run/terminal"); !strings.Contains(out, "2 fds of drop.service will be delivered to drop.service") {
 		b.Errorf("with an administrator's password: %s", out)
 	}

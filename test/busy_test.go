@@ -116,11 +116,12 @@ func freed(b *bed, truth map[string][]found) {
 		b.Errorf("fdbridge reports the problems %q", problems)
 	}
 	b.sh("systemctl stop boot.service")
-	b.sh("timeout 30 sh -c 'until fdbridgectl list | grep -q held; do sleep 0.1; done'")
+	b.until("fdbridgectl list | grep -q held")
 	if u := b.list()["a.service"]; u.State != wire.StateHeld || u.Held != 2 {
 		b.Errorf("a.service is listed as %+v, want 2 fds held", u)
 	}
-	b.sh("systemctl kill --signal=KILL a.service; timeout 30 sh -c 'while systemctl -q is-active a.service; do sleep 0.1; done'")
+	b.sh("systemctl kill --signal=KILL a.service")
+	b.until("! systemctl -q is-active a.service")
 	b.sh("systemctl start a.service")
 	b.same(truth)
 }
@@ -128,7 +129,7 @@ func freed(b *bed, truth map[string][]found) {
 // said checks that the journal of this boot has a message of a program.
 func (b *bed) said(program, message string) {
 	b.Helper()
-	if got := b.sh("journalctl --no-pager -q -b -o cat -t %s", program); !strings.Contains(got, message) {
+	if got := b.journal("-t %s", program); !strings.Contains(got, message) {
 		b.Errorf("%s has not said %q, but:\n%s", program, message, got)
 	}
 }

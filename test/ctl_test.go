@@ -54,7 +54,7 @@ func TestFdbridgectlShowsWhatThereIs(t *testing.T) {
 	b.sh("systemctl start a.service")
 	b.says("the status", "fdbridgectl status", "Delivered: to 1 unit, each in")
 	const lost, delivered = "86fda19c240843d1ad6167751b0dd165", "1188f8f918504418a95f88f8766baa9c"
-	b.says("what was lost", "journalctl -q -b -o cat MESSAGE_ID="+lost+" UNIT=a.service FDBRIDGE_FD=p", `a.service: The fd "p" (pipe) was lost`)
+	b.says("what was lost", "journalctl --sync; journalctl -q -b -o cat MESSAGE_ID="+lost+" UNIT=a.service FDBRIDGE_FD=p", `a.service: The fd "p" (pipe) was lost`)
 	b.says("the unit's log", "journalctl -q -b -u a.service -x MESSAGE_ID="+delivered, "a.service: Delivered 2 fds", "in its fd store again")
 	b.says("the unit's", "fdbridgectl status a", "State: opted-in", "by the last live update, delivered in")
 	b.says("what is gone", "fdbridgectl inspect fdbridge.a.service 2>&1 || true", "no manifest is held")

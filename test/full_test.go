@@ -20,7 +20,7 @@ func TestAMachineThatIsFull(t *testing.T) {
 	truth := b.restarted("a.service")
 	b.calledOff()
 	b.same(truth)
-	if got := b.sh("journalctl -q -b _PID=1 UNIT=fdbridge-preserve.service -o cat"); !strings.Contains(got, "oom-kill") {
+	if got := b.journal("_PID=1 UNIT=fdbridge-preserve.service"); !strings.Contains(got, "oom-kill") {
 		b.Errorf("the update was called off, but not for want of memory: %s", got)
 	}
 

@@ -47,7 +47,8 @@ func TestTheRightFDGoesBackToTheRightUnit(t *testing.T) {
 	b.sh(`cd %s; rm old.service gone.service; cd multi-user.target.wants; rm old.service gone.service
 for unit in renamed moved thief; do ln -s ../$unit.service; done; sync`, etc)
 	b.kexec()
-	b.sh("systemctl is-active kept dynamic changed renamed moved thief ghost forger")
+	b.active("kept.service", "dynamic.service", "changed.service", "renamed.service", "moved.service", "thief.service",
+		"ghost.service", "forger.service")
 
 	truth["renamed.service"] = truth["old.service"]
 	b.same(map[string][]found{"kept.service": truth["kept.service"], "dynamic.service": truth["dynamic.service"],
@@ -73,7 +74,7 @@ for unit in renamed moved thief; do ln -s ../$unit.service; done; sync`, etc)
 			b.Errorf("deliver says %q, want %q", got, want)
 		}
 	}
-	b.sh("systemctl kill --signal=KILL --kill-whom=main fdbridged.service; timeout 30 sh -c 'until fdbridgectl list; do sleep 0.1; done'")
+	b.killServe()
 	b.sh("systemctl start changed.service moved.service owner.service")
 	b.same(map[string][]found{"changed.service": truth["changed.service"], "moved.service": truth["gone.service"],
 		"owner.service": truth["owner.service"]})
@@ -114,7 +115,7 @@ func (b *bed) refused(begins string, parts ...string) {
 			b.Errorf("a problem does not say %q: %s", part, about[0])
 		}
 	}
-	if log := b.sh("journalctl -q -b -t fdbridged -o cat"); !strings.Contains(log, about[0]+" (asked for by process ") {
+	if log := b.journal("-t fdbridged"); !strings.Contains(log, about[0]+" (asked for by process ") {
 		b.Errorf("the log does not name the process that was refused %q: %s", begins, log)
 	}
 }
@@ -140,7 +141,7 @@ func impostors(b *bed) {
 	if u := b.list()["owner.service"]; u.Held != 2 {
 		b.Errorf("after that owner.service is listed as %+v", u)
 	}
-	log := b.sh("journalctl -q -b -t fdbridged -o cat")
+	log := b.journal("-t fdbridged")
 	for _, says := range []string{"is the manifest of another unit than impostor.service", "the process belongs to no unit"} {
 		if !strings.Contains(log, says) {
 			b.Errorf("the log does not say %q: %s", says, log)

@@ -118,7 +118,7 @@ func refuses(b *bed) {
 // returns all that it says.
 func (b *bed) ctl(status int, says string, args ...string) string {
 	b.Helper()
-	r, err := b.m.Do(b.ctx, vm.Command{Argv: append([]string{"fdbridgectl"}, args...)})
+	r, err := b.do(append([]string{"fdbridgectl"}, args...)...)
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -165,7 +165,7 @@ func (b *bed) completed(unit string, want []found) {
 			b.Errorf("%s finds other fds in its next start (-before +now):\n%s", unit, diff)
 		}
 		advice := "systemctl clean --what=fdstore " + unit
-		if log := b.sh("journalctl --sync; journalctl --no-pager -q -u %s", unit); !strings.Contains(log, advice) {
+		if log := b.journal("-u %s", unit); !strings.Contains(log, advice) {
 			b.Errorf("the log of %s does not say %q:\n%s", unit, advice, log)
 		}
 		b.sh("systemctl stop %[1]s; %[2]s; systemctl start %[1]s", unit, advice)

@@ -5,6 +5,8 @@
 package test
 
 import (
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -36,8 +38,10 @@ func (b *bed) find(when string, want map[string][]string) {
 func (b *bed) logged(when string, want map[string]string) {
 	b.Helper()
 	for name, line := range want {
-		script := "for i in $(seq 100); do journalctl -b -u %s.service -o cat --no-pager | grep -E '^(start|came|a new)' && exit; sleep 0.1; done"
-		if got, _, _ := strings.Cut(b.sh(script, name), "\n"); got != line {
+		const first = "^(start|came|a new)"
+		b.until(`journalctl --no-pager -q -b -o cat -u %s.service | grep -qE "%s"`, name, first)
+		lines := strings.Split(b.journal("-u %s.service", name), "\n")
+		if got := lines[slices.IndexFunc(lines, regexp.MustCompile(first).MatchString)]; got != line {
 			b.Errorf("%s: %s.service says %q, want %q", when, name, got, line)
 		}
 	}

@@ -31,6 +31,8 @@ const (
 	manyUnits = 100
 	manyFiles = 2000
 	thorough  = true
+
+	commandBound = 30 * time.Minute // a thousand units take their time
 )
 
 // soak goes through live updates in a row with random units, fds and faults, and
@@ -188,14 +190,12 @@ type mishap struct {
 	before, after func()
 }
 
-const killServe = "systemctl kill --signal=KILL --kill-whom=main fdbridged.service; timeout 60 sh -c 'until fdbridgectl list; do sleep 0.1; done' > /dev/null"
-
 func (s *soak) mishap() mishap {
 	nothing := func() {}
 	mishaps := []mishap{
 		{"no fault", nothing, nothing},
-		{"fdbridged is killed before the update", func() { s.sh(killServe) }, nothing},
-		{"fdbridged is killed after the update", nothing, func() { s.sh(killServe) }},
+		{"fdbridged is killed before the update", s.killServe, nothing},
+		{"fdbridged is killed after the update", nothing, s.killServe},
 		// Each time PID 1 turns all stores round.
 		{"PID 1 re-executes itself before the update", func() { s.sh("systemctl daemon-reexec; systemctl daemon-reexec") }, nothing},
 		{"PID 1 re-executes itself after the update", nothing, func() { s.sh("systemctl daemon-reexec") }},

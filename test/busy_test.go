@@ -81,8 +81,7 @@ func TestTheDeviceIsBusy(t *testing.T) {
 
 	if thorough {
 		truth = occupy(b, map[string]string{"preserve.service": atPreserve(forEver), "a.service": a + "[X-FDBridge]\nRequired=yes\n"})
-		b.calledOff()
-		b.same(truth)
+		b.calledOff(truth)
 		goneOnWith(b, a)
 	}
 	b.off()

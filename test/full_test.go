@@ -18,8 +18,7 @@ func TestAMachineThatIsFull(t *testing.T) {
 	b.file(dropIn, "[Service]\nMemoryMax=1M\nMemorySwapMax=0\n")
 	b.units(map[string]string{"a.service": service(optIn, "a,memfd,4096,5", "b,memfd,1048576")})
 	truth := b.restarted("a.service")
-	b.calledOff()
-	b.same(truth)
+	b.calledOff(truth)
 	if got := b.journal("_PID=1 UNIT=fdbridge-preserve.service"); !strings.Contains(got, "oom-kill") {
 		b.Errorf("the update was called off, but not for want of memory: %s", got)
 	}

@@ -6,16 +6,22 @@ package test
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 
 	"github.com/fdbridge/fdbridge/bridge/wire"
 )
 
-// calledOff asks for a live update that is to be called off.
-func (b *bed) calledOff() {
+// calledOff asks for a live update that is to be called off, and checks that it is, and
+// that units were started again, as after a plain restart.
+func (b *bed) calledOff(truth map[string][]found) {
 	b.Helper()
-	boot := b.m.BootID()
+	boot, units := b.m.BootID(), slices.Sorted(maps.Keys(truth))
+	for _, unit := range units {
+		b.sh("rm '/run/storesvc/%s'", unit)
+	}
 	b.sh("kexec -s -l /boot/bzImage --reuse-cmdline")
 	left, err := b.m.Leave(b.ctx, "systemctl", "kexec", "--no-block")
 	if err != nil {
@@ -28,6 +34,8 @@ func (b *bed) calledOff() {
 	if now := b.sh("cat /proc/sys/kernel/random/boot_id"); now != boot {
 		b.Errorf("the boot id is %s, was %s", now, boot)
 	}
+	b.active(units...)
+	b.same(truth)
 }
 
 // An update that would lose an fd of a unit with Required=yes goes back to the
@@ -54,8 +62,7 @@ func TestAnUpdateThatWouldLoseSomethingIsCalledOff(t *testing.T) {
 	}
 	held("after the update")
 	for range middles {
-		b.calledOff()
-		b.same(truth)
+		b.calledOff(truth)
 		held("after an update that was called off")
 	}
 	const said = `fdbridge: required.service: The fd "p" (pipe) will be lost`
@@ -69,8 +76,7 @@ func TestAnUpdateThatWouldLoseSomethingIsCalledOff(t *testing.T) {
 		b.file("/etc/fdbridge/fdbridge.conf", "[Bridge]\nOnLoss=rollback\n")
 		b.units(map[string]string{"mixed.service": service(optIn, "a,memfd,10", "s,socket")})
 		truth = b.restarted("other.service", "mixed.service")
-		b.calledOff()
-		b.same(truth)
+		b.calledOff(truth)
 		held("after OnLoss=rollback")
 		b.file("/etc/fdbridge/fdbridge.conf", "[Bridge]\nOnLoss=continue\n")
 		delete(truth, "mixed.service")

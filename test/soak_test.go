@@ -203,7 +203,8 @@ func (s *soak) mishap() mishap {
 			const unit = "required.service"
 			s.file("/etc/systemd/system/"+unit, service(optIn+"[X-FDBridge]\nRequired=yes\n", "p,pipe"))
 			s.sh("systemctl daemon-reload; systemctl start %s", unit)
-			s.calledOff()
+			s.calledOff(nil)
+			s.active(s.running()...)
 			s.sh("systemctl stop %s; rm /etc/systemd/system/%[1]s; systemctl daemon-reload", unit)
 			for _, running := range s.running() { // what a rollback has left, and PID 1 has turned round
 				s.units[running].truth = s.restarted(running)[running]

@@ -59,8 +59,7 @@ func again(b *bed) {
 	b.units(map[string]string{"required.service": required})
 	truth := b.restarted("required.service", "s0.service", "stop.service")
 	b.sh("systemctl stop late.service")
-	b.calledOff()
-	b.same(truth)
+	b.calledOff(truth)
 
 	b.sh("systemctl disable --now required.service; systemctl clean --what=fdstore required.service")
 	truth = b.restarted("s0.service", "stop.service") // disable reloads: see bed.units

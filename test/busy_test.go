@@ -32,11 +32,8 @@ WantedBy=%s
 
 const (
 	forEver = "sleep infinity"
-	// untilTried is longer than fdbridged tries before it says that it is
-	// ready, and shorter than a unit waits.
-	untilTried = "until systemctl -q is-active fdbridged.service; do sleep 0.2; done"
-	// untilStarted is shorter than what preserves tries.
-	untilStarted = "until systemctl show -P ActiveState fdbridge-preserve.service | grep -q ^activating; do sleep 0.2; done; sleep 2"
+	// untilMet is until what preserves has found the device open, at which it is held.
+	untilMet = "until test -e " + preserveSteps + "/held; do sleep 0.1; done; exec 3>&-; rm " + preserveSteps + "/held"
 )
 
 // atBoot has the device while fdbridged starts, and atPreserve while the stores
@@ -50,15 +47,14 @@ func atPreserve(meanwhile string) string {
 }
 
 // occupy changes unit files, of which those of occupiers are enabled but not
-// started, and returns what a.service finds from then on: see bed.units.
-func occupy(b *bed, files map[string]string) (truth map[string][]found) {
+// started, and returns what units find from then on: see bed.units.
+func occupy(b *bed, files map[string]string, units ...string) (truth map[string][]found) {
 	b.Helper()
 	for unit, text := range files {
 		b.file("/etc/systemd/system/"+unit, text)
 	}
-	b.sh("systemctl disable --now boot.service preserve.service; systemctl daemon-reload; systemctl enable %s",
-		strings.Join(slices.Sorted(maps.Keys(files)), " "))
-	return b.restarted("a.service")
+	b.sh("systemctl enable -q %s", strings.Join(slices.Sorted(maps.Keys(files)), " "))
+	return b.restarted(units...)
 }
 
 // Another process has the device open when it is wanted. For a while: all is as
@@ -66,21 +62,20 @@ func occupy(b *bed, files map[string]string) (truth map[string][]found) {
 // it is free, and an update goes on, or is called off if that was asked for.
 func TestTheDeviceIsBusy(t *testing.T) {
 	b := boot(t, common())
-	// It stores nothing anew before it is told to stop.
+	b.preserveUnderAtstep()
+	b.steps(preserveSteps, "EBUSY hold")
+	// They store nothing anew before they are told to stop.
 	a := service(optIn, "-on-stop", "a,memfd,4096,7", "b,memfd,100")
-	b.units(map[string]string{"a.service": a, "boot.service": atBoot("true"), "preserve.service": atPreserve("true")})
+	b.units(map[string]string{"a.service": a, "waits.service": byHand(optIn, "-on-stop", "a,memfd,8192,3", "b,memfd,1")})
 
-	truth := occupy(b, map[string]string{"boot.service": atBoot(untilTried), "preserve.service": atPreserve(untilStarted)})
+	truth := occupy(b, map[string]string{"boot.service": atBoot(forEver), "preserve.service": atPreserve(untilMet)}, "a.service", "waits.service")
 	b.kexec()
-	b.same(truth)
-	b.said("fdbridged", "was restored at last")
-
-	truth = occupy(b, map[string]string{"boot.service": atBoot(forEver)})
-	b.kexec()
+	b.hit(b.stepped(preserveSteps), "EBUSY")
 	freed(b, truth)
 
 	if thorough {
-		truth = occupy(b, map[string]string{"preserve.service": atPreserve(forEver), "a.service": a + "[X-FDBridge]\nRequired=yes\n"})
+		b.sh("systemctl disable -q --no-reload --now boot.service preserve.service")
+		truth = occupy(b, map[string]string{"preserve.service": atPreserve(forEver), "a.service": a + "[X-FDBridge]\nRequired=yes\n"}, "a.service")
 		b.calledOff(truth)
 		goneOnWith(b, a)
 	}
@@ -90,7 +85,8 @@ func TestTheDeviceIsBusy(t *testing.T) {
 // goneOnWith is an update for which nothing can be preserved, and nothing has to be.
 func goneOnWith(b *bed, a string) {
 	b.Helper()
-	occupy(b, map[string]string{"preserve.service": atPreserve(forEver), "a.service": a})
+	b.sh("systemctl disable -q --no-reload --now preserve.service")
+	occupy(b, map[string]string{"preserve.service": atPreserve(forEver), "a.service": a}, "a.service")
 	b.kexec()
 	if list := b.report("a.service"); len(list) != 0 {
 		b.Errorf("fds have come through an update that preserved none: %+v", list)
@@ -114,8 +110,12 @@ func freed(b *bed, truth map[string][]found) {
 	if problems := b.status().Problems; len(problems) != 1 || !strings.Contains(problems[0], "cannot be restored") {
 		b.Errorf("fdbridge reports the problems %q", problems)
 	}
-	b.sh("systemctl stop boot.service")
-	b.until("fdbridgectl list | grep -q held")
+	// This one waits for its fds, as all units do for a while after fdbridged has begun.
+	b.sh("systemctl restart fdbridged.service; systemctl start --no-block waits.service; %s; systemctl stop boot.service",
+		polling("systemctl show -P SubState waits.service | grep -q start-pre"))
+	b.until("systemctl -q is-active waits.service")
+	b.same(of(truth, "waits.service"))
+	b.said("fdbridged", "was restored at last")
 	if u := b.list()["a.service"]; u.State != wire.StateHeld || u.Held != 2 {
 		b.Errorf("a.service is listed as %+v, want 2 fds held", u)
 	}

@@ -6,7 +6,8 @@
 //	atstep DIR PROGRAM [ARG...]
 //
 // A step is an ioctl for /dev/liveupdate or a session, a message to the service
-// manager or over fdbridge's socket, or the end of the program. strace(1) can
+// manager or over fdbridge's socket, or the end of the program; and EBUSY, which is after
+// the program has found the device open elsewhere. strace(1) can
 // do the like, but counts the calls of each thread by itself, and a Go program
 // makes its calls on any.
 //
@@ -159,5 +160,5 @@ func trace(dir, id string) error {
 	if _, err := os.Stdout.Write([]byte{1}); err != nil {
 		return err
 	}
-	return (&tracer{plan: p, pid: pid}).follow()
+	return (&tracer{plan: p, pid: pid, calls: map[int]uint64{}}).follow()
 }

@@ -23,7 +23,8 @@ type tracer struct {
 	*plan // nil when it was carried out
 	pid   int
 	steps int
-	begun bool // READY=1 was sent
+	begun bool           // READY=1 was sent
+	calls map[int]uint64 // what each thread has begun last
 }
 
 // signalIgnore lets the signals pass by with which a service is stopped: the
@@ -62,7 +63,7 @@ func (t *tracer) follow() error {
 
 // stopped looks at the system call that a thread begins or has made.
 func (t *tracer) stopped(thread int) error {
-	call, err := entry(thread)
+	call, err := t.at(thread)
 	if err != nil || call == nil || t.plan == nil {
 		return err
 	}
@@ -112,15 +113,18 @@ func wait(path, step string) error {
 // call is a system call and its second argument.
 type call struct{ number, second uint64 }
 
-// entry returns the system call that a thread is about to make, nil when it has
-// made one (struct ptrace_syscall_info in include/uapi/linux/ptrace.h).
-func entry(thread int) (*call, error) {
+// busy is the number of a system call that has found the device open elsewhere.
+const busy = ^uint64(0)
+
+// at returns the system call that a thread is about to make, nil when it has made one,
+// unless that is busy (struct ptrace_syscall_info in include/uapi/linux/ptrace.h).
+func (t *tracer) at(thread int) (*call, error) {
 	var info struct {
 		op     uint8
 		_      [3]byte
 		_      uint32
 		_, _   uint64
-		number uint64
+		number uint64 // or the result
 		args   [6]uint64
 	}
 	_, _, errno := unix.Syscall6(unix.SYS_PTRACE, unix.PTRACE_GET_SYSCALL_INFO, uintptr(thread),
@@ -128,10 +132,14 @@ func entry(thread int) (*call, error) {
 	if errno != 0 {
 		return nil, errno
 	}
-	if info.op != unix.PTRACE_SYSCALL_INFO_ENTRY {
-		return nil, nil
+	switch {
+	case info.op == unix.PTRACE_SYSCALL_INFO_ENTRY:
+		t.calls[thread] = info.number
+		return &call{info.number, info.args[1]}, nil
+	case info.op == unix.PTRACE_SYSCALL_INFO_EXIT && t.calls[thread] == unix.SYS_OPENAT && unix.Errno(-info.number) == unix.EBUSY:
+		return &call{number: busy}, nil
 	}
-	return &call{info.number, info.args[1]}, nil
+	return nil, nil
 }
 
 // requests are the ioctls of include/uapi/linux/liveupdate.h.
@@ -143,6 +151,8 @@ var requests = map[uint64]string{
 // step names the step that a system call of a thread is, if it is one.
 func (c *call) step(thread int) (string, error) {
 	switch c.number {
+	case busy:
+		return "EBUSY", nil
 	case unix.SYS_EXIT_GROUP:
 		return "exit", nil
 	case unix.SYS_IOCTL:

@@ -11,8 +11,8 @@ import "time"
 const (
 	stride    = 4     // the distance of the steps at which a delivery is killed
 	middles   = 1     // how many of those at which it is interfered with otherwise
-	manyUnits = 20    // with one fd each
-	manyFiles = 100   // of one unit
+	manyUnits = 6     // with one fd each
+	manyFiles = 500   // of one unit
 	thorough  = false // each of the ways in which the device can be busy or an update called off
 
 	commandBound = 3 * time.Minute // a command in the guest

@@ -7,7 +7,6 @@ package test
 import (
 	"encoding/json"
 	"strings"
-	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -17,27 +16,35 @@ import (
 
 // What fdbridgectl shows of fds before an update and after it, while they are
 // held and when they are delivered.
-func TestFdbridgectlShowsWhatThereIs(t *testing.T) {
-	b := boot(t, images.oldest)
-	b.units(map[string]string{"a.service": byHand(optIn, "sealed,memfd,4096,7,6", "plain,memfd,100", "p,pipe")})
-	b.says("nobody", "setpriv --reuid=65534 --clear-groups fdbridgectl inspect fdbridge 2>&1 || true", "only root may ask fdbridged")
-	b.says("nobody", "setpriv --reuid=65534 --clear-groups fdbridgectl features", "Live update: on", "permission denied")
-	before := b.show("a")
-	if len(before) != 3 {
-		b.Fatalf("three fds are stored, and shown are %+v", before)
-	}
-	b.features(0)
-	b.sh("systemctl stop a.service")
-	b.kexec()
+func shown() scenario {
+	units := map[string]string{"shown.service": byHand(optIn, "sealed,memfd,4096,7,6", "plain,memfd,100", "p,pipe")}
+	return scenario{"fdbridgectl shows what there is", units, nil, func(b *bed) func(*bed) {
+		b.says("nobody", "setpriv --reuid=65534 --clear-groups fdbridgectl inspect fdbridge 2>&1 || true", "only root may ask fdbridged")
+		b.says("nobody", "setpriv --reuid=65534 --clear-groups fdbridgectl features", "Live update: on", "permission denied")
+		before := b.show("shown")
+		if len(before) != 3 {
+			b.Fatalf("three fds are stored, and shown are %+v", before)
+		}
+		b.features(0)
+		b.sh("systemctl stop shown.service")
+		return func(b *bed) {
+			shownHeld(b, before)
+			shownDelivered(b)
+		}
+	}}
+}
 
-	held := b.show("a.service")
+// shownHeld looks at what is held and was shown before the update.
+func shownHeld(b *bed, before []wire.Entry) {
+	b.Helper()
+	held := b.show("shown.service")
 	for i := range held {
 		if e := &held[i]; e.Type == "pipe" {
 			if e.Place != wire.PlaceLost || e.Reason == "" {
 				b.Errorf("the pipe is %+v", e)
 			}
 			e.Reason = ""
-		} else if e.Place != wire.PlaceHeld || e.Session != "fdbridge.a.service" || e.Token == 0 {
+		} else if e.Place != wire.PlaceHeld || e.Session != "fdbridge.shown.service" || e.Token == 0 {
 			b.Errorf("the memfd is %+v", e)
 		}
 		held[i].Kind, held[i].Session, held[i].Token, held[i].Place = "", "", 0, wire.PlaceStored
@@ -45,25 +52,29 @@ func TestFdbridgectlShowsWhatThereIs(t *testing.T) {
 	if diff := cmp.Diff(before, held); diff != "" {
 		b.Errorf("held are other fds than were stored (-want +got):\n%s", diff)
 	}
-	b.says("the index", "fdbridgectl inspect fdbridge", "fdbridge.a.service")
-	b.says("the manifest", "fdbridgectl inspect fdbridge.a.service", "Manifest of: a.service", "Lost: a.service: fd \"p\" (pipe)")
-	b.says("the status", "fdbridgectl status", "Replaced: the kernel, in about", "Taken over: in", "a.service  2    4K    held", "Lost: a.service")
-	b.says("the unit's", "fdbridgectl status a", "State: held", "Lost: 1 fd")
+	b.says("the index", "fdbridgectl inspect fdbridge", "fdbridge.shown.service")
+	b.says("the manifest", "fdbridgectl inspect fdbridge.shown.service", "Manifest of: shown.service", "Lost: shown.service: fd \"p\" (pipe)")
+	b.says("the status", "fdbridgectl status --full", "Replaced: the kernel, in about", "Taken over: in", "shown.service 2 4K held", "Lost: shown.service")
+	b.says("the unit's", "fdbridgectl status shown", "State: held", "Lost: 1 fd")
 	b.features(1)
+}
 
-	b.sh("systemctl start a.service")
-	b.says("the status", "fdbridgectl status", "Delivered: to 1 unit, each in")
+// shownDelivered looks at what was held when it is delivered.
+func shownDelivered(b *bed) {
+	b.Helper()
+	b.sh("systemctl start shown.service")
+	b.says("the status", "fdbridgectl status --full", "Delivered: to ", "shown.service 2 4K in ")
 	const lost, delivered = "86fda19c240843d1ad6167751b0dd165", "1188f8f918504418a95f88f8766baa9c"
-	b.says("what was lost", "journalctl --sync; journalctl -q -b -o cat MESSAGE_ID="+lost+" UNIT=a.service FDBRIDGE_FD=p", `a.service: The fd "p" (pipe) was lost`)
-	b.says("the unit's log", "journalctl -q -b -u a.service -x MESSAGE_ID="+delivered, "a.service: Delivered 2 fds", "in its fd store again")
-	b.says("the unit's", "fdbridgectl status a", "State: opted-in", "by the last live update, delivered in")
-	b.says("what is gone", "fdbridgectl inspect fdbridge.a.service 2>&1 || true", "no manifest is held")
+	b.sh("journalctl --sync")
+	b.says("what was lost", "journalctl -q -b -o cat MESSAGE_ID="+lost+" UNIT=shown.service FDBRIDGE_FD=p", `shown.service: The fd "p" (pipe) was lost`)
+	b.says("the unit's log", "journalctl -q -b -u shown.service -x MESSAGE_ID="+delivered, "shown.service: Delivered 2 fds", "in its fd store again")
+	b.says("the unit's", "fdbridgectl status shown", "State: opted-in", "by the last live update, delivered in")
+	b.says("what is gone", "fdbridgectl inspect fdbridge.shown.service 2>&1 || true", "no manifest is held")
 	// In tenths; what is above needs what the service does, as its file says.
 	for unit, exposure := range map[string]int{"fdbridged": 40, "fdbridge-preserve": 75, "fdbridge-arrival": 15, "fdbridge-rollback": 30, "fdbridge-bus": 20} {
 		b.sh("systemd-analyze security --no-pager --threshold=%d %s.service >/run/exposed || { cat /run/exposed; exit 1; }", exposure, unit)
 	}
-	b.says("completion", "fdbridgectl __complete show ''", "a.service")
-	b.off()
+	b.says("completion", "fdbridgectl __complete show ''", "shown.service")
 }
 
 // show returns what fdbridgectl shows of a unit's fds.
@@ -94,12 +105,13 @@ func (b *bed) features(updates uint64) {
 	}
 }
 
-// says checks that a script prints all of parts.
+// says checks that a script prints all of parts, whatever space is between words.
 func (b *bed) says(what, script string, parts ...string) {
 	b.Helper()
 	got := b.sh("%s", script)
+	words := strings.Join(strings.Fields(got), " ")
 	for _, part := range parts {
-		if !strings.Contains(got, part) {
+		if !strings.Contains(words, part) {
 			b.Errorf("%s: no %q in:\n%s", what, part, got)
 		}
 	}

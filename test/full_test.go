@@ -4,27 +4,22 @@
 
 package test
 
-import (
-	"strings"
-	"testing"
-)
+import "strings"
 
 // With too little memory to preserve there is no update; with a full disk and a
 // full /run there is.
-func TestAMachineThatIsFull(t *testing.T) {
-	b := boot(t, images.oldest)
+func full(b *bed, units ...string) {
+	b.Helper()
 	const dropIn = "/etc/systemd/system/fdbridge-preserve.service.d/test.conf"
-	b.sh("mkdir -p $(dirname %s)", dropIn)
 	b.file(dropIn, "[Service]\nMemoryMax=1M\nMemorySwapMax=0\n")
-	b.units(map[string]string{"a.service": service(optIn, "a,memfd,4096,5", "b,memfd,1048576")})
-	truth := b.restarted("a.service")
-	b.calledOff(truth)
+	b.sh("systemctl daemon-reload; systemctl stop late.service")
+	b.calledOff(b.restarted(units...))
 	if got := b.journal("_PID=1 UNIT=fdbridge-preserve.service"); !strings.Contains(got, "oom-kill") {
 		b.Errorf("the update was called off, but not for want of memory: %s", got)
 	}
 
 	b.sh("rm %s; systemctl daemon-reload", dropIn)
-	truth = b.restarted("a.service")
+	truth := b.restarted(units...)
 	b.sh(`for dir in / /run; do
 	fallocate -l $(($(stat -f -c '(%%a - 8192) * %%S' $dir))) $dir/most
 	dd if=/dev/zero of=$dir/rest bs=4k 2> /dev/null || true
@@ -33,5 +28,4 @@ done`)
 	b.kexec()
 	b.same(truth)
 	b.noProblems()
-	b.off()
 }

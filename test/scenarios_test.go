@@ -21,32 +21,45 @@ import (
 type scenario struct {
 	name   string
 	units  map[string]string
+	more   func(b *bed) (units []string) // that are enabled and started, too
 	before func(b *bed) (after func(b *bed))
 }
 
-// TestKernelUpdate goes through one update with all scenarios that it does not
-// matter to whether others go through it with them.
+// TestKernelUpdate goes through an update with all scenarios that it does not
+// matter to whether others go through it with them. A second one is called off before
+// it goes on.
 func TestKernelUpdate(t *testing.T) {
 	b := boot(t, images.with)
-	b.update(append(everywhere(), realKernelConforms())...)
+	held := map[string][]found{}
+	b.update(append(everywhere(64<<20), realKernelConforms(), namesAndNumbers(), storedMoreThanOnce(held))...)
+	units := []string{"s0.service", "stop.service", "a.service", "b.service", "many.service"}
+	b.turnedBack(units...)
+	b.held(held, "c.service")
+	b.goesOn(units...)
+	b.held(held, "c.service")
+	sharedAtLast(b, held)
 	b.off()
 }
 
-// everywhere are the scenarios that every systemd goes through.
-func everywhere() []scenario {
+// everywhere are the scenarios that every systemd goes through, with files of that size
+// and smaller ones.
+func everywhere(large int) []scenario {
 	return []scenario{
-		everyFD(), storedOnStop(), withoutOptIn(), refusedKinds(), unreferenced(), heldUntilStarted(),
+		everyFD(large), storedOnStop(), withoutOptIn(), refusedKinds(), unreferenced(), heldUntilStarted(),
 	}
 }
 
 // update goes through one update with scenarios.
 func (b *bed) update(scenarios ...scenario) {
 	b.Helper()
-	files := map[string]string{}
+	files, more := map[string]string{}, []string{}
 	for _, s := range scenarios {
 		maps.Copy(files, s.units)
+		if s.more != nil {
+			more = append(more, s.more(b)...)
+		}
 	}
-	b.units(files)
+	b.units(files, more...)
 	afters := make([]func(*bed), len(scenarios))
 	for i, s := range scenarios {
 		b.Run("before/"+s.name, func(t *testing.T) { afters[i] = s.before(b.in(t)) })
@@ -59,16 +72,48 @@ func (b *bed) update(scenarios ...scenario) {
 	for i, s := range scenarios {
 		b.Run(s.name, func(t *testing.T) { afters[i](b.in(t)) })
 	}
-	if n := b.status().Kernel.LiveUpdateNumber; n == nil || *n != 1 {
+	status := b.status()
+	if n := status.Kernel.LiveUpdateNumber; n == nil || *n != 1 {
 		b.Errorf("the live-update number is %v, want 1", n)
 	}
-	if problems := b.status().Problems; len(problems) > 0 {
-		b.Errorf("fdbridge reports problems: %q", problems)
+	if len(status.Problems) > 0 {
+		b.Errorf("fdbridge reports problems: %q", status.Problems)
+	}
+	for _, l := range status.Lost {
+		if l.Type == "memfd" {
+			b.Errorf("a memfd was lost: %+v", l)
+		}
 	}
 }
 
+// turnedBack has an update called off, for a unit that would lose something, and looks at
+// units after that.
+func (b *bed) turnedBack(units ...string) {
+	b.Helper()
+	b.units(map[string]string{
+		"required.service": service(optIn+"[X-FDBridge]\nRequired=yes\n", "a,memfd,4096,7", "p,pipe", "b,memfd,100"),
+	})
+	truth := b.restarted(append(units, "required.service")...)
+	b.sh("systemctl stop late.service")
+	b.calledOff(truth)
+	const said = `fdbridge: required.service: The fd "p" (pipe) will be lost`
+	if !strings.Contains(b.m.Console(), said) {
+		b.Errorf("the console does not say: %s", said)
+	}
+}
+
+// goesOn goes through the update that was called off, with what has called it off gone.
+func (b *bed) goesOn(units ...string) {
+	b.Helper()
+	b.sh("systemctl disable --now required.service; systemctl clean --what=fdstore required.service")
+	truth := b.restarted(units...) // disable reloads: see bed.units
+	b.kexec()
+	b.same(truth)
+	b.noProblems()
+}
+
 // Five services with three memfds each, sealed or not, with a position.
-func everyFD() scenario {
+func everyFD(large int) scenario {
 	const shrink, grow, write = 0x2, 0x4, 0x8
 	seals := []int{0, shrink, grow, shrink | grow, shrink | grow | write}
 	files := map[string]string{}
@@ -76,9 +121,9 @@ func everyFD() scenario {
 		files[fmt.Sprintf("s%d.service", i)] = service(optIn,
 			fmt.Sprintf("small,memfd,4096,%d,%d", i, seal),
 			fmt.Sprintf("middle,memfd,1048576,%d,%d", 4096*i, seals[len(seals)-1-i]),
-			fmt.Sprintf("large,memfd,67108864,%d,%d", 12345*i, seal))
+			fmt.Sprintf("large,memfd,%d,%d,%d", large, 12345*i, seal))
 	}
-	return scenario{"every fd comes back as it was", files, func(b *bed) func(*bed) {
+	return scenario{"every fd comes back as it was", files, nil, func(b *bed) func(*bed) {
 		truth := b.restarted(slices.Sorted(maps.Keys(files))...)
 		return func(b *bed) { b.same(truth) }
 	}}
@@ -87,7 +132,7 @@ func everyFD() scenario {
 // A service that stores its state only when it is told to stop.
 func storedOnStop() scenario {
 	units := map[string]string{"stop.service": service(optIn, "-on-stop", "a,memfd,100000,7", "b,memfd,1")}
-	return scenario{"state that is stored on stop comes back", units, func(b *bed) func(*bed) {
+	return scenario{"state that is stored on stop comes back", units, nil, func(b *bed) func(*bed) {
 		truth := b.restarted("stop.service")
 		b.sh("systemctl stop stop.service; systemctl clean --what=fdstore stop.service; systemctl start stop.service")
 		if list := b.report("stop.service"); len(list) != 0 {
@@ -100,7 +145,7 @@ func storedOnStop() scenario {
 // A unit that has not opted in.
 func withoutOptIn() scenario {
 	units := map[string]string{"plain.service": service("FileDescriptorStoreMax=10\n", "a,memfd,4096")}
-	return scenario{"a unit without the opt-in is left alone", units, func(b *bed) func(*bed) {
+	return scenario{"a unit without the opt-in is left alone", units, nil, func(b *bed) func(*bed) {
 		if got := b.sh("systemctl show -P NotifyAccess -P ExecStartPre -P DropInPaths -P After plain.service"); strings.Contains(got, "fdbridge") {
 			b.Errorf("fdbridge has changed the unit: %s", got)
 		}
@@ -119,17 +164,19 @@ func withoutOptIn() scenario {
 // others of the unit are carried.
 func refusedKinds() scenario {
 	units := map[string]string{"mixed.service": service(optIn, "a,memfd,4096,3", "p,pipe", "s,socket", "b,memfd,100")}
-	return scenario{"what the kernel refuses is named", units, func(b *bed) func(*bed) {
+	return scenario{"what the kernel refuses is named", units, nil, func(b *bed) func(*bed) {
 		truth := b.restarted("mixed.service")
 		truth["mixed.service"] = slices.DeleteFunc(truth["mixed.service"], func(f found) bool { return f.Type != "memfd" })
 		return func(b *bed) {
 			b.same(truth)
 			lost := map[string]wire.Lost{}
 			for _, l := range b.status().Lost {
-				lost[l.Name] = l
+				if l.Unit == "mixed.service" {
+					lost[l.Name] = l
+				}
 			}
 			for name, kind := range map[string]string{"p": "pipe", "s": "socket"} {
-				if l := lost[name]; l.Unit != "mixed.service" || l.Type != kind || l.Reason == "" {
+				if l := lost[name]; l.Type != kind || l.Reason == "" {
 					b.Errorf("fdbridgectl status names the lost fd %q as %+v", name, l)
 				}
 				message := fmt.Sprintf("fdbridge: mixed.service: The fd %q (%s) will be lost: the kernel cannot carry this kind of file", name, kind)
@@ -147,7 +194,7 @@ func refusedKinds() scenario {
 // Units that nothing refers to, which systemd 257 would forget when they stop.
 func unreferenced() scenario {
 	units := map[string]string{"instance@.service": service(optIn, "a,memfd,4096", "b,memfd,8192")}
-	return scenario{"units that nothing refers to keep their stores", units, func(b *bed) func(*bed) {
+	return scenario{"units that nothing refers to keep their stores", units, nil, func(b *bed) func(*bed) {
 		transient := "systemd-run --quiet --unit=transient.service --service-type=notify -p FileDescriptorStoreMax=10 " +
 			"-p FileDescriptorStorePreserve=yes -E UNIT=transient.service " + machine.GuestPrograms + "storesvc c,memfd,5000 d,memfd,6000"
 		b.sh("systemctl start instance@1.service; %s", transient)
@@ -170,7 +217,7 @@ func unreferenced() scenario {
 // A service that is started much later, after all that can come between.
 func heldUntilStarted() scenario {
 	units := map[string]string{"late.service": byHand(optIn, "a,memfd,4096,1", "b,memfd,8192,2", "c,memfd,0")}
-	return scenario{"fds are held until the unit is started", units, func(b *bed) func(*bed) {
+	return scenario{"fds are held until the unit is started", units, nil, func(b *bed) func(*bed) {
 		truth := b.restarted("late.service")
 		return func(b *bed) {
 			held := func(when string) {
@@ -197,9 +244,8 @@ func heldUntilStarted() scenario {
 }
 
 // Names with all characters that systemd allows, equal names and none, a unit
-// name of 255 characters, 500 fds in a unit, and manyUnits. What can be is prepared.
-func TestNamesAndNumbersThatSystemdAllows(t *testing.T) {
-	b := boot(t, images.with)
+// name of 255 characters, manyFiles in a unit, and manyUnits.
+func namesAndNumbers() scenario {
 	var all strings.Builder
 	for c := byte(' '); c <= '~'; c++ {
 		switch c {
@@ -211,46 +257,43 @@ func TestNamesAndNumbersThatSystemdAllows(t *testing.T) {
 		}
 	}
 	var many []string
-	for i := range 500 {
+	for i := range manyFiles {
 		many = append(many, fmt.Sprintf("f%d,memfd,%d", i, i))
 	}
-	long := strings.Repeat("n", 255-len(".service")) + ".service"
-	// The name leaves no room for the ending of a temporary file's.
-	b.file("/root/long", service(optIn, "a,memfd,1"))
-	b.sh("mv /root/long /etc/systemd/system/%s", long)
-	truth := map[string][]found{}
-	instances := []string{long}
-	for i := range manyUnits {
-		unit := fmt.Sprintf("x@%d.service", i)
-		instances = append(instances, unit)
-		const readWrite = 2
-		truth[unit] = []found{{Name: "one", Type: "memfd", Size: 4096, Flags: readWrite, Sum: contents.Of(unit, "one", 4096)}}
-	}
-	ahead := preparedAhead()
-	files := map[string]string{
+	units := map[string]string{
 		"names.service": service(optIn, all.String()+",memfd,10", "same,memfd,1", "same,memfd,2", "same,memfd,3",
 			"-,memfd,4", ",memfd,5", strings.Repeat("x", 255)+",memfd,6"),
-		"many.service":  service(optIn, many...),
+		"many.service":  service(strings.Replace(optIn, "1024", "2000", 1)+"LimitNOFILE=4096\n", many...),
 		"kinds.service": service(optIn, "n,noexec,5000,7", "r,readonly,5000,8", "both,noexec,5000,9,0x3"),
 		"x@.service":    service(optIn, "one,memfd,4096"),
 	}
-	maps.Copy(files, ahead.units)
-	b.units(files, instances...)
-	maps.Copy(truth, b.restarted("names.service", "many.service", "kinds.service", long))
-	if n := len(truth["many.service"]); n != 500 {
-		b.Fatalf("many.service has %d fds, want 500", n)
+	long := strings.Repeat("n", 255-len(".service")) + ".service"
+	truth := map[string][]found{}
+	more := func(b *bed) []string {
+		// The name leaves no room for the ending of a temporary file's.
+		b.file("/root/long", service(optIn, "a,memfd,1"))
+		b.sh("mv /root/long /etc/systemd/system/%s", long)
+		more := []string{long}
+		for i := range manyUnits {
+			unit := fmt.Sprintf("x@%d.service", i)
+			more = append(more, unit)
+			const readWrite = 2
+			truth[unit] = []found{{Name: "one", Type: "memfd", Size: 4096, Flags: readWrite, Sum: contents.Of(unit, "one", 4096)}}
+		}
+		return more
 	}
-	after := ahead.before(b)
-	b.kexec()
-	b.same(truth)
-	after(b)
-	b.noProblems()
-	b.off()
+	return scenario{"names and numbers that systemd allows", units, more, func(b *bed) func(*bed) {
+		maps.Copy(truth, b.restarted("names.service", "many.service", "kinds.service", long))
+		if n := len(truth["many.service"]); n != manyFiles {
+			b.Fatalf("many.service has %d fds, want %d", n, manyFiles)
+		}
+		return func(b *bed) { b.same(truth) }
+	}}
 }
 
 // A kernel without live update.
 func TestWithoutLiveUpdateNothingHappens(t *testing.T) {
-	b := boot(t, images.with, "liveupdate=off")
+	b := boot(t, images.oldest, "liveupdate=off")
 	b.units(map[string]string{"a.service": service(optIn, "a,memfd,4096")})
 	for unit, property := range map[string]string{"a.service": "DropInPaths", "fdbridged.service": "ActiveState"} {
 		if got := b.sh("systemctl show -P %s %s", property, unit); got != "" && got != "inactive" {

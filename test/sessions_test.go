@@ -47,20 +47,20 @@ func (b *bed) logged(when string, want map[string]string) {
 	}
 }
 
-// TestServicesHaveSessionsOfTheirOwn goes through two updates with services that
-// preserve memfds by themselves, none of which runs as root.
+// TestServicesHaveSessionsOfTheirOwn goes through an update, and in make soak through
+// another one, with services that preserve memfds by themselves, none of which runs as
+// root.
 func TestServicesHaveSessionsOfTheirOwn(t *testing.T) {
 	b := boot(t, images.with)
 	const nobody, somebody = "uid 65534", "uid 7"
+	b.sh("cd /usr/lib/fdbridge-test && install -m 755 guest luo luosession.sh /usr/local/bin && " +
+		"install -m 644 guest.service luosession.service /etc/systemd/system")
 	b.units(map[string]string{
 		"vm.service":       owner(optIn+"User=nobody\n", "guest", "vfio/0~x"),
 		"other.service":    owner(optIn+"User=lp\n", "guest"),
 		"outsider.service": owner("User=nobody\n", "guest"),
 		"luo.service":      owner("User=nobody\nLUOSession=first second\n"),
-	})
-	b.sh("cd /usr/lib/fdbridge-test && install -m 755 guest luo luosession.sh /usr/local/bin && " +
-		"install -m 644 guest.service luosession.service /etc/systemd/system")
-	b.sh("systemctl daemon-reload; systemctl enable --now guest.service luosession.service")
+	}, "guest.service", "luosession.service")
 	b.logged("at first", map[string]string{"guest": "start 1", "luosession": "a new session"})
 	const notOptedIn = "guest fdbridged refused \"open-session\" of the session \"guest\": outsider.service has not opted in, " +
 		"which takes FileDescriptorStoreMax= above zero and FileDescriptorStorePreserve=yes"
@@ -76,7 +76,11 @@ func TestServicesHaveSessionsOfTheirOwn(t *testing.T) {
 		"vm":  {nobody, "guest none, is open", "vfio/0~x none, is open"},
 		"luo": {nobody, "passed second has it", "passed first has it"},
 	})
-	b.sh("systemctl disable --now other.service")
+	b.sh("systemctl disable --no-reload --now other.service")
+	// The next kernel's systemd reads the files that are there then: one of another unit
+	// that comes by the names of what is carried, and one that gives a unit another user.
+	b.file("/etc/systemd/system/intruder.service", owner(optIn+"User=nobody\n", "first", "vfio/0~x"))
+	b.file("/etc/systemd/system/other.service.d/user.conf", "[Service]\nUser=nobody\n")
 
 	b.kexec()
 	b.find("after the update", map[string][]string{
@@ -84,13 +88,10 @@ func TestServicesHaveSessionsOfTheirOwn(t *testing.T) {
 		"outsider": {nobody, notOptedIn},
 		"luo":      {nobody, "passed second second of luo.service", "passed first first of luo.service"},
 	})
-	// Another unit that comes by the names of what is carried.
-	b.units(map[string]string{"intruder.service": owner(optIn+"User=nobody\n", "first", "vfio/0~x")})
+	b.sh("systemctl start intruder.service")
 	b.logged("after the update", map[string]string{"guest": "start 2", "luosession": "came: hello"})
 	b.find("beside those", map[string][]string{"intruder": {nobody, "first none", "vfio/0~x none"}})
-	// other.service has claimed nothing, and has another user by now.
-	b.sh("mkdir -p /etc/systemd/system/other.service.d; printf '[Service]\\nUser=nobody\\n' >/etc/systemd/system/other.service.d/user.conf; " +
-		"systemctl daemon-reload; systemctl start other.service")
+	b.sh("systemctl start other.service")
 	b.find("with another user", map[string][]string{"other": {nobody, "guest fdbridged refused \"claim-session\" of the session \"guest\": " +
 		`other.service is not the unit that it was before the live update: its user was "lp" and is "nobody"; ` +
 		`"fdbridgectl drop other.service" lets go of the session`}})
@@ -99,11 +100,12 @@ func TestServicesHaveSessionsOfTheirOwn(t *testing.T) {
 	}
 	b.sh("fdbridgectl drop other.service")
 	b.noProblems()
-
-	b.kexec()
-	b.find("after the second update", map[string][]string{
-		"vm": {nobody, "guest guest of vm.service", "vfio/0~x vfio/0~x of vm.service"},
-	})
-	b.logged("after the second update", map[string]string{"guest": "start 3", "luosession": "a new session"})
+	if thorough {
+		b.kexec()
+		b.find("after the second update", map[string][]string{
+			"vm": {nobody, "guest guest of vm.service", "vfio/0~x vfio/0~x of vm.service"},
+		})
+		b.logged("after the second update", map[string]string{"guest": "start 3", "luosession": "a new session"})
+	}
 	b.off()
 }

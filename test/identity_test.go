@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/fdbridge/fdbridge/bridge/wire"
+	"github.com/fdbridge/fdbridge/session"
 	"github.com/fdbridge/fdbridge/test/machine"
 )
 
@@ -23,11 +24,11 @@ const (
 )
 
 // What is held is given to the unit that it belongs to, and to no other, until an
-// administrator decides otherwise.
+// administrator decides otherwise; who that is, is first looked at on the message bus.
 func TestTheRightFDGoesBackToTheRightUnit(t *testing.T) {
 	b := boot(t, images.with)
 	two := []string{"a,memfd,4096,5", "b,memfd,100"}
-	b.units(map[string]string{
+	units := map[string]string{
 		"kept.service":    service(as("User=daemon")+everything, two...),
 		"dynamic.service": service(as("DynamicUser=yes")+everything, two...),
 		"changed.service": service(as("User=daemon"), two...),
@@ -35,8 +36,16 @@ func TestTheRightFDGoesBackToTheRightUnit(t *testing.T) {
 		"gone.service":    service(optIn, two...),
 		"owner.service":   byHand(optIn, two...),
 		"ghost.service":   service(optIn),
-		"forger.service":  service(optIn, "s,session,4096"),
-	})
+		"forger.service":  service(optIn, "fdbridge.victim.service,session,4096"),
+		"victim.service":  service(optIn, two...),
+	}
+	for _, unit := range busUnits {
+		units[unit] = byHand(optIn, "a,memfd,4096", "b,memfd,8192")
+	}
+	b.units(units)
+	if got := b.busStates()["start.service"]; got != "opted-in, 0 held" {
+		b.Errorf("before the update start.service is %s", got)
+	}
 	truth := b.restarted("kept.service", "dynamic.service", "changed.service", "old.service", "gone.service", "owner.service")
 	// The next kernel's systemd reads the files that are there then.
 	const etc = "/etc/systemd/system/"
@@ -47,13 +56,15 @@ func TestTheRightFDGoesBackToTheRightUnit(t *testing.T) {
 	b.sh(`cd %s; rm old.service gone.service; cd multi-user.target.wants; rm old.service gone.service
 for unit in renamed moved thief; do ln -s ../$unit.service; done; sync`, etc)
 	b.kexec()
+	b.Run("the message bus", func(t *testing.T) { onTheBus(b.in(t)) })
 	b.active("kept.service", "dynamic.service", "changed.service", "renamed.service", "moved.service", "thief.service",
-		"ghost.service", "forger.service")
+		"ghost.service", "forger.service", "victim.service")
 
 	truth["renamed.service"] = truth["old.service"]
 	b.same(map[string][]found{"kept.service": truth["kept.service"], "dynamic.service": truth["dynamic.service"],
 		"renamed.service": truth["renamed.service"]})
-	b.nothingFor("changed.service", "moved.service", "thief.service", "ghost.service")
+	b.nothingFor("changed.service", "moved.service", "thief.service", "ghost.service", "forger.service", "victim.service")
+	forged(b)
 	list := b.list()
 	for unit, held := range map[string]int{"changed.service": 2, "gone.service": 2, "owner.service": 2, "old.service": 0, "renamed.service": 0} {
 		if u := list[unit]; u.Held != held {
@@ -84,6 +95,23 @@ for unit in renamed moved thief; do ln -s ../$unit.service; done; sync`, etc)
 		}
 	}
 	b.off()
+}
+
+// forged looks at what has become of the fds of a unit when another one had a session under
+// its name: they are lost, and what is in the way is named.
+func forged(b *bed) {
+	b.Helper()
+	lost := map[string]string{}
+	for _, l := range b.status().Lost {
+		if l.Unit == "victim.service" {
+			lost[l.Name] = l.Reason
+		}
+	}
+	for _, name := range []string{"a", "b"} {
+		if !strings.Contains(lost[name], session.ErrExist.Error()) {
+			b.Errorf("of victim.service are lost, and why: %q", lost)
+		}
+	}
 }
 
 // nothingFor checks that units were started without fds.

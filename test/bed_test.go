@@ -133,9 +133,10 @@ func (b *bed) journal(match string, args ...any) string {
 // active checks that each of units is active.
 func (b *bed) active(units ...string) {
 	b.Helper()
-	for _, unit := range units {
-		if state := b.sh("systemctl is-active '%s' || true", unit); state != "active" {
-			b.Errorf("%s is %q, want active", unit, state)
+	states := strings.Fields(b.sh("systemctl is-active '%s' || true", strings.Join(units, "' '")))
+	for i, unit := range units {
+		if i >= len(states) || states[i] != "active" {
+			b.Errorf("%q are %q: %s is to be active", units, states, unit)
 		}
 	}
 }

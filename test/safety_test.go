@@ -7,6 +7,7 @@ package test
 import (
 	"maps"
 	"slices"
+	"strings"
 )
 
 // calledOff asks for a live update that is to be called off, and checks that it is, and
@@ -14,8 +15,8 @@ import (
 func (b *bed) calledOff(truth map[string][]found) {
 	b.Helper()
 	boot, units := b.m.BootID(), slices.Sorted(maps.Keys(truth))
-	for _, unit := range units {
-		b.sh("rm '/run/storesvc/%s'", unit)
+	if len(units) > 0 {
+		b.sh("cd /run/storesvc; rm '%s'", strings.Join(units, "' '"))
 	}
 	b.sh("kexec -s -l /boot/bzImage --reuse-cmdline")
 	left, err := b.m.Leave(b.ctx, "systemctl", "kexec", "--no-block")

@@ -327,7 +327,7 @@ func pinned(b *bed) {
 // power-off: what it says itself, what preserves, and that one of its units is waited for,
 // as systemd says it (manager_print_jobs_in_progress in src/core/manager.c) with the
 // format of Debian's.
-var inTheWay = regexp.MustCompile(regexp.QuoteMeta(kernelLog) + `|fdbridge-preserve\.service|Job fdbridge\S*/stop running`)
+var inTheWay = regexp.MustCompile(regexp.QuoteMeta(kernelLog) + `|fdbridge-preserve|Job fdbridge\S*/stop running`)
 
 // leftAlone checks that fdbridge had no part in a reboot or power-off, by what the
 // console says since then.

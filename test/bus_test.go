@@ -118,7 +118,8 @@ func busReading(b *bed) {
 		}
 		lists[as] = list
 	}
-	if diff := cmp.Diff(lists[""], lists[asNobody]); diff != "" {
+	// What has become of fds is in the states on the bus, and not in that list.
+	if diff := cmp.Diff(lists[""], lists[asNobody], cmpopts.IgnoreFields(wire.Unit{}, "Outcome")); diff != "" {
 		b.Errorf("fdbridgectl lists for an ordinary user (-root +nobody):\n%s", diff)
 	}
 	for _, command := range []string{"status", "status start", "show start"} {

@@ -37,8 +37,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// tracing is the first argument of the process that traces the program.
-const tracing = "-trace"
+// tracing is the first argument of the process that traces the program, and starting that
+// of its parent.
+const (
+	tracing  = "-trace"
+	starting = "-start"
+)
 
 // The kernel knows a tracer, and a process that becomes another one, by its
 // thread: that of main is the process's first.
@@ -49,6 +53,10 @@ func main() {
 	switch {
 	case len(os.Args) == 4 && os.Args[1] == tracing:
 		err = trace(os.Args[2], os.Args[3])
+	case len(os.Args) == 4 && os.Args[1] == starting:
+		tracer := exec.Command("/proc/self/exe", tracing, os.Args[2], os.Args[3])
+		tracer.Stdout, tracer.Stderr = os.Stdout, os.Stderr
+		err = tracer.Start()
 	case len(os.Args) > 2:
 		err = run(os.Args[1], os.Args[2:])
 	}
@@ -72,13 +80,14 @@ func run(dir string, argv []string) error {
 	return fmt.Errorf("run %s: %w", program, unix.Exec(program, argv, os.Environ()))
 }
 
-// startTracer starts a child that traces this process, and waits until it does.
+// startTracer starts a process that traces this one, and waits until it does. It is no
+// child of this process's, which would not wait for its end.
 func startTracer(dir string) error {
-	tracer := exec.Command("/proc/self/exe", tracing, dir, strconv.Itoa(os.Getpid()))
-	tracer.Stderr = os.Stderr
-	out, err := tracer.StdoutPipe()
+	starter := exec.Command("/proc/self/exe", starting, dir, strconv.Itoa(os.Getpid()))
+	starter.Stderr = os.Stderr
+	out, err := starter.StdoutPipe()
 	if err == nil {
-		err = tracer.Start()
+		err = starter.Start()
 	}
 	if err != nil {
 		return err
@@ -86,7 +95,7 @@ func startTracer(dir string) error {
 	if _, err := out.Read(make([]byte, 1)); err != nil {
 		return fmt.Errorf("the tracer did not begin: %w", err)
 	}
-	return nil
+	return starter.Wait()
 }
 
 // plan is a line of DIR/steps.
@@ -139,7 +148,7 @@ func (p *plan) done(step string) error {
 }
 
 // trace follows the process of that id, which is about to become the program,
-// until its end.
+// until its end or until the plan is carried out.
 func trace(dir, id string) error {
 	// It must not hold what the program was given; and it ends when that does.
 	if err := unix.CloseRange(3, ^uint(0)>>32, 0); err != nil {

@@ -20,7 +20,7 @@ const heldPoll = 5 * time.Millisecond
 
 // tracer counts the steps of a process.
 type tracer struct {
-	*plan // nil when it was carried out
+	*plan // nil when it was carried out, and the end of the process lets the program go
 	pid   int
 	steps int
 	begun bool           // READY=1 was sent
@@ -31,7 +31,8 @@ type tracer struct {
 // program is what they are for.
 func signalIgnore() { signal.Ignore(unix.SIGTERM, unix.SIGINT, unix.SIGHUP) }
 
-// follow waits for the stops of the process's threads until all have ended.
+// follow waits for the stops of the process's threads until all have ended, or the
+// plan is carried out.
 func (t *tracer) follow() error {
 	for {
 		var status unix.WaitStatus
@@ -52,6 +53,9 @@ func (t *tracer) follow() error {
 			if err := t.stopped(thread); err != nil && !errors.Is(err, unix.ESRCH) {
 				return err
 			}
+			if t.plan == nil {
+				return nil
+			}
 		case status>>16 == 0: // an event of ptrace's own otherwise
 			deliver = int(status.StopSignal())
 		}
@@ -64,7 +68,7 @@ func (t *tracer) follow() error {
 // stopped looks at the system call that a thread begins or has made.
 func (t *tracer) stopped(thread int) error {
 	call, err := t.at(thread)
-	if err != nil || call == nil || t.plan == nil {
+	if err != nil || call == nil {
 		return err
 	}
 	step, err := call.step(thread)

@@ -117,7 +117,7 @@ func serveKilled() fault {
 		}
 		kinds := []string{"FDSTORE=1 FDPOLL=0 FDNAME=b-", `{"unit":`, "FINISH", "FDSTOREREMOVE=1 FDNAME=b-", "FDSTOREREMOVE=1 FDNAME=s-", "{"}
 		if stride > 1 {
-			kinds = kinds[:1]
+			kinds = nil
 		}
 		b.hit(hits, kinds...)
 		b.steps(serveSteps)

@@ -197,10 +197,12 @@ func unreferenced() scenario {
 	return scenario{"units that nothing refers to keep their stores", units, nil, func(b *bed) func(*bed) {
 		transient := "systemd-run --quiet --unit=transient.service --service-type=notify -p FileDescriptorStoreMax=10 " +
 			"-p FileDescriptorStorePreserve=yes -E UNIT=transient.service " + machine.GuestPrograms + "storesvc c,memfd,5000 d,memfd,6000"
-		b.sh("systemctl start instance@1.service; %s", transient)
-		both := []string{"instance@1.service", "transient.service"}
+		const instance = `instance@a\x2d1.service`
+		start := fmt.Sprintf("systemctl start '%s'; %s", instance, transient)
+		b.sh("%s", start)
+		both := []string{instance, "transient.service"}
 		truth := b.restarted(both...)
-		b.sh("systemctl stop %s", strings.Join(both, " "))
+		b.sh("systemctl stop '%s'", strings.Join(both, "' '"))
 		return func(b *bed) {
 			list := b.list()
 			for _, unit := range both {
@@ -208,7 +210,7 @@ func unreferenced() scenario {
 					b.Errorf("after the update %s is listed as %+v, want 2 fds held", unit, u)
 				}
 			}
-			b.sh("systemctl start instance@1.service; %s", transient)
+			b.sh("%s", start)
 			b.same(truth)
 		}
 	}}

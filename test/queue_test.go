@@ -13,9 +13,9 @@ import (
 // longest are the scenarios that take longest, in that order. The others come after
 // them.
 var longest = []string{
-	"TestKernelUpdate", "TestKernelUpdateWithSystemd254", "TestFaultsOfADelivery", "TestAnUpdateThatDoesNotArriveIsReported",
-	"TestTheRightFDGoesBackToTheRightUnit", "TestKernelUpdateWithSystemd262", "TestTheNextKernelAndBack",
-	"TestServicesHaveSessionsOfTheirOwn", "TestTheDeviceIsBusy",
+	"TestKernelUpdate", "TestTheRightFDGoesBackToTheRightUnit", "TestKernelUpdateWithSystemd254", "TestFaultsOfADelivery",
+	"TestAnUpdateThatDoesNotArriveIsReported", "TestKernelUpdateWithSystemd262", "TestTheDeviceIsBusy",
+	"TestTheNextKernelAndBack", "TestServicesHaveSessionsOfTheirOwn",
 }
 
 // machines gives as many scenarios a machine at a time as -parallel says, and the

@@ -327,8 +327,8 @@ func pinned(b *bed) {
 
 // inTheWay are traces of fdbridge on the console when it has a part in a reboot or
 // power-off: what it says itself, what preserves, and that one of its units is waited for,
-// as systemd says it (manager_print_jobs_in_progress in src/core/manager.c) with the
-// format of Debian's.
+// which only systemd 262 says on this console (manager_print_jobs_in_progress in
+// src/core/manager.c, with the format of Debian's).
 var inTheWay = regexp.MustCompile(regexp.QuoteMeta(kernelLog) + `|fdbridge-preserve|Job fdbridge\S*/stop running`)
 
 // leftAlone checks that fdbridge had no part in a reboot or power-off, by what the

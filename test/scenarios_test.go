@@ -198,8 +198,9 @@ func unreferenced() scenario {
 		transient := "systemd-run --quiet --unit=transient.service --service-type=notify -p FileDescriptorStoreMax=10 " +
 			"-p FileDescriptorStorePreserve=yes -E UNIT=transient.service " + machine.GuestPrograms + "storesvc c,memfd,5000 d,memfd,6000"
 		const instance = `instance@a\x2d1.service`
-		start := fmt.Sprintf("systemctl start '%s'; %s", instance, transient)
-		b.sh("%s", start)
+		b.sh("%s", transient)
+		b.until("grep -qs transient.service /run/systemd/system/fdbridge-pin-*.target") // the first one has all looked at
+		b.sh("systemctl start '%s'", instance)
 		both := []string{instance, "transient.service"}
 		truth := b.restarted(both...)
 		b.sh("systemctl stop '%s'", strings.Join(both, "' '"))
@@ -210,7 +211,7 @@ func unreferenced() scenario {
 					b.Errorf("after the update %s is listed as %+v, want 2 fds held", unit, u)
 				}
 			}
-			b.sh("%s", start)
+			b.sh("systemctl start '%s'; %s", instance, transient)
 			b.same(truth)
 		}
 	}}

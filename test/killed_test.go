@@ -130,7 +130,7 @@ func serveKilled() fault {
 // starts with what had arrived; the rest is held, and not mixed with what the
 // unit has then.
 func injectKilled() fault {
-	units := numbered("t-inject", 10/stride)
+	units := numbered("t-inject", 11/stride)
 	// It must not store anything by itself when it finds nothing.
 	files := each(units, byHand(optIn, "-on-stop", "a,memfd,4096,1", "b,memfd,8192,2,0x2"))
 	return fault{"fdbridge-inject is killed", files, func(b *bed, truth map[string][]found) {
@@ -145,7 +145,7 @@ func injectKilled() fault {
 				break
 			}
 		}
-		kinds := []string{`{"op":"deliver"`, "RETRIEVE_FD", "FDSTORE=1", `{"op":"delivered"`, "exit"}
+		kinds := []string{"EXTEND_TIMEOUT_USEC=", `{"op":"deliver"`, "RETRIEVE_FD", "FDSTORE=1", `{"op":"delivered"`, "exit"}
 		if stride > 1 {
 			kinds = kinds[:1]
 		}

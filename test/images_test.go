@@ -11,9 +11,12 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"sync"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/fdbridge/fdbridge/internal/vm/progress"
 	"github.com/fdbridge/fdbridge/test/machine"
@@ -39,7 +42,13 @@ var images struct {
 
 func TestMain(m *testing.M) {
 	flag.Parse()
-	tidy, err := prepare(context.Background())
+	ctx, _ := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM) // until the process ends
+	go func() {
+		<-ctx.Done()
+		building.Lock() // what was being built has ended
+		os.Exit(1)
+	}()
+	tidy, err := prepare(ctx)
 	if err == nil {
 		err = machines.takeOver()
 	}
@@ -58,6 +67,8 @@ func prepare(ctx context.Context) (tidy func(), err error) {
 	if *deb == "" {
 		return nil, errors.New("no package to test: run \"make test-vm\", or give -deb")
 	}
+	building.Lock()
+	defer building.Unlock()
 	builder, err := machine.NewBuilder(ctx, progress.New(os.Stderr))
 	if err != nil {
 		return nil, err

@@ -13,7 +13,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/fdbridge/fdbridge/internal/vm"
 	"github.com/fdbridge/fdbridge/internal/vm/progress"
@@ -78,14 +81,16 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: bench [-runs N] [-least N] [-most N] [-o FILE] PACKAGE")
 		os.Exit(2)
 	}
-	if err := run(flag.Arg(0)); err != nil {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM) // builds and machines end with it
+	defer stop()
+	if err := run(ctx, flag.Arg(0)); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(deb string) (err error) {
-	ctx, log := context.Background(), progress.New(os.Stderr)
+func run(ctx context.Context, deb string) (err error) {
+	log := progress.New(os.Stderr)
 	builder, err := machine.NewBuilder(ctx, log)
 	if err != nil {
 		return err

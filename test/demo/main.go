@@ -10,9 +10,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/signal"
 	"strings"
 	"text/tabwriter"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/fdbridge/fdbridge/internal/vm"
 	"github.com/fdbridge/fdbridge/internal/vm/progress"
@@ -27,19 +30,21 @@ func main() {
 		fmt.Fprintln(os.Stderr, "usage: demo PACKAGE")
 		os.Exit(2)
 	}
-	if err := run(os.Args[1]); err != nil {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM) // builds end with it
+	defer stop()
+	if err := run(ctx, os.Args[1]); err != nil {
 		fmt.Fprintln(os.Stderr, "demo:", err)
 		os.Exit(1)
 	}
 }
 
-func run(deb string) error {
-	m, err := start(deb)
+func run(ctx context.Context, deb string) error {
+	m, err := start(ctx, deb)
 	if err != nil {
 		return err
 	}
 	defer m.Kill()
-	ctx, stop := context.WithTimeout(context.Background(), timeout)
+	ctx, stop := context.WithTimeout(ctx, timeout)
 	defer stop()
 	before, err := look(ctx, m, 42)
 	if err != nil {
@@ -60,8 +65,8 @@ func run(deb string) error {
 }
 
 // start boots a machine in which the example service is installed and enabled.
-func start(deb string) (*vm.Machine, error) {
-	ctx, log := context.Background(), progress.New(os.Stderr)
+func start(ctx context.Context, deb string) (*vm.Machine, error) {
+	log := progress.New(os.Stderr)
 	builder, err := machine.NewBuilder(ctx, log)
 	if err != nil {
 		return nil, err

@@ -21,7 +21,7 @@ import (
 const (
 	// rootRecipe and imageRecipe count the changes to how each is built.
 	rootRecipe  = "1"
-	imageRecipe = "2"
+	imageRecipe = "3"
 	// rootWait and imageWait bound a build, or the wait for somebody else's.
 	rootWait  = 15 * time.Minute
 	imageWait = 5 * time.Minute
@@ -54,7 +54,12 @@ func (b *Builder) Image(ctx context.Context, img Image) (string, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, imageWait)
 	defer cancel()
-	files, err := b.files(ctx, img)
+	programs, err := os.MkdirTemp("", "fdbridge-agent-") // another image may be built at the same time
+	if err != nil {
+		return "", fmt.Errorf("build an image: %w", err)
+	}
+	defer os.RemoveAll(programs)
+	files, err := b.files(ctx, img, programs)
 	if err != nil {
 		return "", fmt.Errorf("build an image: %w", err)
 	}
@@ -114,14 +119,12 @@ func rootArgs(suite string, packages []string, tarball, mirror string) []string 
 	return args
 }
 
-// files is img.Files and what every image has: the kernel and the agent.
-func (b *Builder) files(ctx context.Context, img Image) (map[string]string, error) {
-	agent := filepath.Join(b.Cache.Dir, "vm-agent")
+// files is img.Files and what every image has: the kernel and the agent, which is built
+// in dir.
+func (b *Builder) files(ctx context.Context, img Image, dir string) (map[string]string, error) {
+	agent := filepath.Join(dir, "vm-agent")
 	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", agent, "./internal/vm/agent")
 	cmd.Dir, cmd.Env = b.Module, append(os.Environ(), "CGO_ENABLED=0")
-	if err := os.MkdirAll(b.Cache.Dir, 0o755); err != nil {
-		return nil, err
-	}
 	if err := b.run(ctx, agent+".log", cmd); err != nil {
 		return nil, err
 	}
@@ -150,7 +153,7 @@ func (b *Builder) imageKey(img Image, files map[string]string, root string) (str
 	return img.Suite + "-" + cache.Key(append(parts, overlay)...), err
 }
 
-// treeKey hashes the names, modes, contents and link targets below dir.
+// treeKey hashes the names, kinds, contents and link targets below dir.
 func treeKey(dir string) (string, error) {
 	var parts []string
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -192,8 +195,7 @@ func (i imageBuild) build(ctx context.Context) error {
 	if err := i.run(ctx, i.log("unpack"), untar); err != nil {
 		return err
 	}
-	overlay := exec.Command("cp", "-rP", "--preserve=mode,links", i.input("overlay")+"/.", tree)
-	if err := i.run(ctx, i.log("overlay"), overlay); err != nil {
+	if err := i.overlay(ctx, tree); err != nil {
 		return err
 	}
 	for _, guest := range slices.Sorted(maps.Keys(i.files)) {
@@ -220,13 +222,35 @@ func markUpdated(tree string) error {
 		os.WriteFile(filepath.Join(tree, "var/.updated"), nil, 0o644))
 }
 
-// install copies a file with its mode and makes the directories it needs.
+// overlay puts the overlay's files and symlinks over a tree.
+func (i imageBuild) overlay(ctx context.Context, tree string) error {
+	from := i.input("overlay")
+	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
+		to := filepath.Join(tree, strings.TrimPrefix(path, from))
+		switch {
+		case err != nil || d.IsDir():
+			return err
+		case d.Type()&fs.ModeSymlink == 0:
+			return i.install(ctx, path, to)
+		}
+		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+			return err
+		}
+		return i.run(ctx, i.log("overlay"), exec.Command("cp", "-P", "--remove-destination", path, to))
+	})
+}
+
+// install copies a file and makes the directories it needs. Its mode is what is usual,
+// whatever the umask was when it was made: the cache is for everybody.
 func (i imageBuild) install(ctx context.Context, from, to string) error {
 	st, err := os.Stat(from)
 	if err != nil {
 		return err
 	}
-	mode := fmt.Sprintf("--mode=%o", st.Mode().Perm())
+	mode := "--mode=644"
+	if st.Mode()&0o100 != 0 {
+		mode = "--mode=755"
+	}
 	return i.run(ctx, i.log("install"), exec.Command("install", "-D", "-T", mode, from, to))
 }
 

@@ -26,8 +26,8 @@ type scenario struct {
 }
 
 // TestKernelUpdate goes through an update with all scenarios that it does not
-// matter to whether others go through it with them. A second one is called off before
-// it goes on.
+// matter to whether others go through it with them. A second one is called off; make soak
+// has it go on then.
 func TestKernelUpdate(t *testing.T) {
 	b := boot(t, images.with)
 	held := map[string][]found{}
@@ -35,8 +35,10 @@ func TestKernelUpdate(t *testing.T) {
 	units := []string{"s0.service", "stop.service", "a.service", "b.service", "many.service"}
 	b.turnedBack(units...)
 	b.held(held, "c.service")
-	b.goesOn(units...)
-	b.held(held, "c.service")
+	if thorough {
+		b.goesOn(units...)
+		b.held(held, "c.service")
+	}
 	sharedAtLast(b, held)
 	b.off()
 }

@@ -125,9 +125,12 @@ func (c *Checker) kernelFeatures(ctx context.Context, f *Features) error {
 // Where there is no option for that, it was: see image.Part.Option.
 func (f *Features) memfds(running *image.Kernel) {
 	config, formats := running.Config, running.Formats[image.Memfd]
+	option := config.Value[image.Memfd.Option()]
 	switch {
+	case option == "" && formats.Known:
+		f.Kernel.Memfd = new(len(formats.Value) > 0)
 	case config.Known:
-		f.Kernel.Memfd = new(config.Value[image.Memfd.Option()] != "n")
+		f.Kernel.Memfd = new(option != "n")
 	case formats.Known && len(formats.Value) > 0:
 		f.Kernel.Memfd = new(true)
 	default:

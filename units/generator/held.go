@@ -5,9 +5,13 @@ package generator
 import (
 	"errors"
 	"slices"
+	"strings"
 
 	"github.com/fdbridge/fdbridge/units/unitfile"
 )
+
+// transientDir is where the files of transient units are, which are made anew with each.
+const transientDir = "/run/systemd/transient/"
 
 // ForHeld returns, by unit, the drop-ins of those units that fds are held for which
 // Run could not give one: the files of a unit may be another generator's, it may have
@@ -38,14 +42,18 @@ func ForHeld(o Options, held []string) (dropIns map[string][]byte, problems []er
 			continue
 		}
 		u, err := set.Unit(unit)
+		transient := err == nil && strings.HasPrefix(u.Path, transientDir)
 		switch {
-		case err == nil:
+		case err == nil && !transient:
 			if dropIn := p.dropIn(u); dropIn != nil {
 				dropIns[unit] = dropIn
 			}
-		case errors.Is(err, unitfile.ErrNotFound) && !exclude(unit):
+		case transient || errors.Is(err, unitfile.ErrNotFound):
+			if exclude(unit) {
+				continue
+			}
 			dropIns[unit] = dropInFor(allAccess, sessions{})
-		case !errors.Is(err, unitfile.ErrNotFound) && !errors.Is(err, unitfile.ErrMasked):
+		case !errors.Is(err, unitfile.ErrMasked):
 			p.unread([]error{err})
 		}
 	}

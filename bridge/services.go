@@ -88,8 +88,12 @@ func (h *Holder) openSession(ctx context.Context, s kho.Service) (*fd.FD, error)
 	case came:
 		return nil, errNotDone
 	case n >= wire.MaxSessions:
-		if gone, err := h.forgetEnded(ctx, s.Unit); err != nil || n-gone >= wire.MaxSessions {
-			return nil, errors.Join(errTooMany, err)
+		held, err := h.forgetEnded(ctx, s.Unit)
+		h.mu.Lock()
+		n = h.countSessions(s.Unit)
+		h.mu.Unlock()
+		if n >= wire.MaxSessions {
+			return nil, errors.Join(errTooMany, held, err)
 		}
 	}
 	made, err := h.create(ctx, s.Session)
@@ -179,10 +183,10 @@ func (h *Holder) keepOpened(s kho.Service, made *session.Session) error {
 	return nil
 }
 
-// forgetEnded forgets those of the sessions that a unit was done with which are gone,
-// and returns how many there were: the kernel makes no second one of a name as long as
-// a process has one. The caller has the turn.
-func (h *Holder) forgetEnded(ctx context.Context, unit string) (gone int, err error) {
+// forgetEnded forgets those of the sessions that a unit was done with which are gone:
+// the kernel makes no second one of a name as long as a process has one. held is errHeld
+// if there are others. The caller has the turn.
+func (h *Holder) forgetEnded(ctx context.Context, unit string) (held, err error) {
 	h.mu.Lock()
 	ended := maps.Clone(h.doneWith)
 	h.mu.Unlock()
@@ -190,18 +194,18 @@ func (h *Holder) forgetEnded(ctx context.Context, unit string) (gone int, err er
 	for name := range ended {
 		made, err := h.create(ctx, name)
 		if errors.Is(err, errHeld) {
+			held = err
 			continue
 		}
 		if err != nil {
-			return gone, err
+			return held, err
 		}
 		_ = made.Close() // nothing is in it
-		gone++
 		h.mu.Lock()
 		delete(h.doneWith, name)
 		h.mu.Unlock()
 	}
-	return gone, nil
+	return held, nil
 }
 
 // countSessions counts a unit's sessions; the caller has h.mu. One that it is done with

@@ -9,6 +9,7 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
+	"time"
 
 	"github.com/fdbridge/fdbridge/bridge"
 	"github.com/fdbridge/fdbridge/bridge/config"
@@ -124,9 +125,35 @@ func newHolder(socket *notify.Socket, reader *units.Reader, log *journal.Log) *b
 	return &bridge.Holder{
 		Kernel: session.System{}, Device: session.Path, Keeper: socket,
 		Rescued: func(ctx context.Context) ([]notify.Passed, func() error, error) {
+			if err := preserveEnded(ctx, reader); err != nil {
+				log.Warning("Services may find that what they have stored cannot be changed yet: %v", err)
+			}
 			return reader.TakeStore(ctx, bridge.PreserveUnit)
 		},
 		Log: log,
+	}
+}
+
+// endTimeout bounds how long a preserve service that ends is waited for.
+const endTimeout = 10 * time.Second
+
+// preserveEnded waits until a preserve service that was ready has ended, as when the
+// kexec has failed and the machine goes on: until then what it has preserved cannot be
+// changed, and its store not emptied. No order of the units does it, as that would have
+// preserving wait, too. One that only prepares is not waited for.
+func preserveEnded(ctx context.Context, reader *units.Reader) error {
+	ctx, stop := context.WithTimeoutCause(ctx, endTimeout, fmt.Errorf("%s has not ended within %v", bridge.PreserveUnit, endTimeout))
+	defer stop()
+	for {
+		s, err := reader.Service(ctx, bridge.PreserveUnit)
+		if err != nil || s.Active != "active" && s.Active != "deactivating" {
+			return err
+		}
+		select {
+		case <-time.After(100 * time.Millisecond):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
 }
 

@@ -6,6 +6,7 @@ package test
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -29,7 +30,7 @@ func TestPreserveIsKilledAtEachStep(t *testing.T) {
 	b.same(of(truth, runs))
 	b.held(truth, held)
 	var hits []string
-	kill := func(step any) {
+	kill := func(step int) {
 		b.steps(preserveSteps, fmt.Sprint(step, " kill"))
 		b.calledOff(nil) // maybe before the service was stopped
 		hits = append(hits, b.stepped(preserveSteps)...)
@@ -42,14 +43,14 @@ func TestPreserveIsKilledAtEachStep(t *testing.T) {
 	}
 	// What is held was taken apart on the way, which leaves fewer steps before
 	// those in which it is preserved, until it comes through the next update.
-	all := len(hits)
+	all, apart := len(hits), slices.IndexFunc(hits, func(step string) bool { return strings.HasPrefix(step, "FDSTORE=1") })
 	for step := all - 1; step > all-5; step-- {
 		kill(step)
 	}
-	for _, step := range []string{"BARRIER=1", "FINISH"} {
+	for after := range 2 { // the barrier, and FINISH
 		b.steps(preserveSteps)
 		b.kexec()
-		kill(step)
+		kill(apart + 2 + after)
 	}
 	b.hit(hits, "EXTEND_TIMEOUT_USEC", "CREATE_SESSION", "PRESERVE_FD", "RETRIEVE_FD", "FDSTORE=1", "BARRIER=1", "FINISH", "READY=1")
 	b.steps(preserveSteps)

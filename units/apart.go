@@ -64,10 +64,13 @@ func (d *Duplicator) tellApart(found *numbers, list []int, entries []Entry, know
 		slices.Reverse(candidates)
 	}
 	taken, failure := d.takeAll(candidates, variants(list, entries))
-	positions := map[int64]bool{}
+	positions := map[int]map[int64]bool{} // by open flags, which tell files apart
 	for _, f := range taken {
+		if f != nil && positions[f.flags] == nil {
+			positions[f.flags] = map[int64]bool{}
+		}
 		if f != nil {
-			positions[f.Position] = true
+			positions[f.flags][f.Position] = true
 		}
 	}
 	costs := make([][]int, len(list))
@@ -88,7 +91,7 @@ func (d *Duplicator) tellApart(found *numbers, list []int, entries []Entry, know
 		}
 		f := taken[column]
 		taken[column] = nil
-		f.Guessed = len(positions) > 1
+		f.Guessed = len(positions[f.flags]) > 1
 		files[i] = f
 		found.list = slices.DeleteFunc(found.list, func(n int) bool { return n == f.number })
 	}

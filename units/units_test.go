@@ -156,12 +156,48 @@ func TestDupGivesEachOpenFileOfAnInodeOnce(t *testing.T) {
 	}
 }
 
+// What PID 1 says of the open flags tells files apart, whatever their positions are.
+func TestOnlyWhatCannotBeToldApartIsGuessed(t *testing.T) {
+	f := memfd(t)
+	e := entry(t, f)
+	reads := reopen(t, f, unix.O_RDONLY)
+	if _, err := unix.Pwrite(raw(t, f), []byte("0123"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.Seek(raw(t, reads), 2, unix.SEEK_SET); err != nil {
+		t.Fatal(err)
+	}
+	guessed := func() bool {
+		files, failed := duplicator(t).Dup([]Entry{*entry(t, reads), *e}) // as PID 1 would list them
+		if err := errors.Join(failed...); err != nil {
+			t.Fatal(err)
+		}
+		defer files[0].FD.Close()
+		defer files[1].FD.Close()
+		return files[1].Guessed
+	}
+	if guessed() {
+		t.Error("one of two with other flags is guessed")
+	}
+	if _, err := unix.Seek(raw(t, own2(t, f)), 3, unix.SEEK_SET); err != nil {
+		t.Fatal(err)
+	}
+	if !guessed() {
+		t.Error("one of two with the same flags is not guessed")
+	}
+}
+
 // own2 opens the file behind f a second time.
 func own2(t *testing.T, f *fd.FD) *fd.FD {
 	t.Helper()
+	return reopen(t, f, unix.O_RDWR)
+}
+
+func reopen(t *testing.T, f *fd.FD, flags int) *fd.FD {
+	t.Helper()
 	var again int
 	err := f.Do(func(raw int) (err error) {
-		again, err = unix.Open("/proc/self/fd/"+strconv.Itoa(raw), unix.O_RDWR|unix.O_CLOEXEC, 0)
+		again, err = unix.Open("/proc/self/fd/"+strconv.Itoa(raw), flags|unix.O_CLOEXEC, 0)
 		return err
 	})
 	return own(t, again, err)

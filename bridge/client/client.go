@@ -40,19 +40,9 @@ import (
 	"github.com/fdbridge/fdbridge/session"
 )
 
-const (
-	// answerTimeout bounds each wait for an answer; fdbridged has one, or says why
-	// not, within 50 seconds.
-	answerTimeout = 60 * time.Second
-	// restartTimeout bounds how long a fdbridged that has crashed, or is being
-	// replaced, is waited for.
-	restartTimeout = 10 * time.Second
-	// absentTimeout does so for one that was stopped, and may be started again at
-	// once, as when the package is updated, or not at all.
-	absentTimeout = 3 * time.Second
-	// retryDelay is between two tries to connect.
-	retryDelay = 20 * time.Millisecond
-)
+// answerTimeout bounds each wait for an answer; fdbridged has one, or says why
+// not, within 50 seconds.
+const answerTimeout = 60 * time.Second
 
 var (
 	// ErrNone is what Claim returns when no session of that name has come.
@@ -86,7 +76,7 @@ func Claim(ctx context.Context, name string) (*session.Session, error) {
 
 // Done lets go of a session that came, after Finish, or of one that was opened: when
 // its last descriptor is closed, too, the kernel lets go of what is in it. Errors
-// are as Open has them. That there is no such session is none.
+// are as Claim has them. That there is no such session is none.
 func Done(ctx context.Context, name string) error {
 	_, err := ask(ctx, wire.SessionsPath, wire.OpDoneSession, name)
 	return err
@@ -94,25 +84,14 @@ func Done(ctx context.Context, name string) error {
 
 // ask asks until fdbridged has answered: each of the operations can be repeated.
 func ask(ctx context.Context, path, op, name string) (*session.Session, error) {
-	var broken time.Time
+	var patience wire.Patience
 	for {
 		s, err := try(ctx, path, op, name)
-		patience := restartTimeout
-		if absent(path, err) {
-			patience = absentTimeout
-		} else if !passing(err) {
+		if !passing(err) && !absent(path, err) {
 			return s, err
 		}
-		if broken.IsZero() {
-			broken = time.Now()
-		}
-		if time.Since(broken) > patience {
+		if err := patience.Wait(ctx, err); err != nil {
 			return nil, err
-		}
-		select {
-		case <-ctx.Done():
-			return nil, errors.Join(err, context.Cause(ctx))
-		case <-time.After(retryDelay):
 		}
 	}
 }
@@ -120,8 +99,11 @@ func ask(ctx context.Context, path, op, name string) (*session.Session, error) {
 // absent tells whether there was an fdbridged in this boot, which has taken its socket
 // away: its directory stays.
 func absent(path string, err error) bool {
+	if !errors.Is(err, unix.ENOENT) {
+		return false
+	}
 	_, gone := os.Stat(filepath.Dir(path))
-	return errors.Is(err, unix.ENOENT) && gone == nil
+	return gone == nil
 }
 
 // passing tells whether the next fdbridged may have an answer.

@@ -140,8 +140,8 @@ func TestAnFdbridgedThatIsReplacedIsWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) { // it takes no time
 		start := time.Now()
 		_, err := ask(t.Context(), filepath.Join(dir, "none"), wire.OpOpenSession, "x")
-		if waited := time.Since(start); !errors.Is(err, unix.ENOENT) || waited < absentTimeout || waited > 2*absentTimeout {
-			t.Errorf("ask: %v after %v, want ENOENT after %v", err, waited, absentTimeout)
+		if waited := time.Since(start); !errors.Is(err, unix.ENOENT) || waited < wire.AbsentTimeout || waited > 2*wire.AbsentTimeout {
+			t.Errorf("ask: %v after %v, want ENOENT after %v", err, waited, wire.AbsentTimeout)
 		}
 	})
 }

@@ -40,18 +40,9 @@ const (
 	// lastTimeout bounds how long fdbridged may take to note what has become of
 	// a delivery, with a restart of it in between.
 	lastTimeout = 15 * time.Second
-	// connectTimeout bounds how long the unit's start waits for a fdbridged
-	// that has crashed and comes back; the unit then starts without the fds,
-	// which are held on.
-	connectTimeout = 10 * time.Second
-	// absentTimeout does so for one that was stopped, and may be started again
-	// at once, as when it is updated, or not at all.
-	absentTimeout = 3 * time.Second
 	// answerTimeout bounds each wait for an answer of fdbridged, which has
 	// one, or says why not or that it takes longer, within 50 seconds.
 	answerTimeout = 55 * time.Second
-	// retryDelay is between two tries to connect.
-	retryDelay = 20 * time.Millisecond
 )
 
 // Store is the unit's fd store; notify.Socket is the way to it.
@@ -117,7 +108,7 @@ func (d *Deliverer) Run(ctx context.Context) (int, error) {
 		if !errors.Is(err, errBroken) || ctx.Err() != nil {
 			return n, err
 		}
-		time.Sleep(retryDelay) // one that hangs up at once must not be asked all the time
+		time.Sleep(wire.RetryDelay) // one that hangs up at once must not be asked all the time
 	}
 }
 
@@ -198,25 +189,17 @@ func (d *Deliverer) settle(ctx context.Context, conn *wire.Conn, delivered wire.
 	}
 }
 
-// dial connects to fdbridged, which may be on its way up again.
+// dial connects to fdbridged, which may be on its way up again. The unit starts without
+// the fds, which are held on, when that takes too long.
 func dial(ctx context.Context, path string) (*wire.Conn, error) {
-	start := time.Now()
+	var patience wire.Patience
 	for {
 		conn, err := wire.Dial(path)
 		if err == nil {
 			return conn, nil
 		}
-		patience := connectTimeout
-		if errors.Is(err, unix.ENOENT) {
-			patience = absentTimeout
-		}
-		if time.Since(start) > patience {
+		if err := patience.Wait(ctx, err); err != nil {
 			return nil, err
-		}
-		select {
-		case <-ctx.Done():
-			return nil, errors.Join(err, context.Cause(ctx))
-		case <-time.After(retryDelay):
 		}
 	}
 }

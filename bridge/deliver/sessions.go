@@ -87,7 +87,7 @@ func (d *Deliverer) askSession(ctx context.Context, op, name string) (*wire.Sess
 		_ = conn.Close() // fdbridged has answered, or never will
 		switch {
 		case errors.Is(err, errBroken) && ctx.Err() == nil:
-			time.Sleep(retryDelay) // as in Run
+			time.Sleep(wire.RetryDelay) // as in Run
 		case err != nil:
 			return nil, nil, err
 		case answer.Error != "":

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/fdbridge/fdbridge/internal/fd"
@@ -134,6 +135,18 @@ func (s *stores) close() {
 	_ = s.duplicator.Close()
 }
 
+// openSessions returns what opens the sessions in PID 1 when it is first called.
+func (s *stores) openSessions(kernel session.Kernel, duplicator func() (Duplicator, error), device *session.Device) func() (*Sessions, error) {
+	return sync.OnceValues(func() (*Sessions, error) {
+		d, err := duplicator()
+		if err != nil {
+			return nil, err
+		}
+		s.open, err = OpenSessions(kernel, d, device.HasOutgoing)
+		return s.open, err
+	})
+}
+
 // carry captures and packs the stores of all opted-in units, each as soon as
 // PID 1 has told of it and as many at a time as there are processors. The
 // parcels are in the order of their units' names. The caller closes the
@@ -145,14 +158,7 @@ func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) 
 		return nil, err
 	}
 	duplicator := sync.OnceValues(p.Duplicator)
-	found.sessions = sync.OnceValues(func() (*Sessions, error) {
-		d, err := duplicator()
-		if err != nil {
-			return nil, err
-		}
-		found.open, err = OpenSessions(p.Kernel, d, packer.device.HasOutgoing)
-		return found.open, err
-	})
+	found.sessions = found.openSessions(p.Kernel, duplicator, packer.device)
 	queue := make(chan func(), queued)
 	workers := work(queue)
 	queue <- func() { _, _ = duplicator() } // looks at all of PID 1's fds meanwhile
@@ -177,22 +183,31 @@ func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) 
 	close(queue)
 	workers.Wait()
 	d, failed := duplicator()
-	found.duplicator = d
-	if err != nil && !p.Partly || failed != nil {
-		if failed == nil {
-			found.close()
-		}
+	if failed != nil {
 		return nil, errors.Join(err, failed)
 	}
-	p.warnOfGuesses(found.parcels)
-	if failed := packer.renew(); failed != nil {
+	found.duplicator = d
+	if err = p.captureEnded(found, packer, err); err != nil {
 		found.close()
-		return nil, fmt.Errorf("%w: %w", errPrepared, failed)
+		return nil, err
+	}
+	return found, nil
+}
+
+// captureEnded looks at what was captured, when err is why that is not all.
+func (p *Preserver) captureEnded(found *stores, packer *packer, err error) error {
+	if err != nil && !p.Partly {
+		return err
+	}
+	slices.SortFunc(found.parcels, func(a, b *parcel) int { return strings.Compare(a.unit, b.unit) })
+	p.warnOfGuesses(found.parcels)
+	if err := packer.renew(); err != nil {
+		return fmt.Errorf("%w: %w", errPrepared, err)
 	}
 	if err != nil { // the others go on
 		p.Log.Err("Not every fd store can be read, what is in the others will be lost: %v", err)
 	}
-	return found, nil
+	return nil
 }
 
 // warnOfGuesses logs what may have another open file's position.

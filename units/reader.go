@@ -57,22 +57,47 @@ func (a asker) calls(ctx context.Context, calls []bulk.Call, answered func(i int
 // is empty; both are part of the error. With ErrManager there were more stores
 // than those that each was called with.
 func (r *Reader) EachStore(ctx context.Context, each func(s *Store)) error {
+	return r.eachStore(ctx, nil, each)
+}
+
+// eachStore is EachStore, when some have been seen ahead, by unit: see Ahead.
+func (r *Reader) eachStore(ctx context.Context, seen map[string]*sighting, each func(s *Store)) error {
 	return r.connected(ctx, func(ctx context.Context, a asker) error {
 		services, err := a.services(ctx, []string{"*.service"})
 		if err != nil {
 			return err
 		}
-		var q questions
+		var q, again questions
+		versions := map[*Store]*version{}
 		for _, service := range services {
-			if !service.dead() {
-				q.all(&Store{Unit: service.name, Kept: service.stopped()}, r.Known)
+			s := &Store{Unit: service.name, Kept: service.stopped()}
+			switch {
+			case service.dead():
+			case s.Kept && seen[s.Unit] != nil:
+				versions[s] = q.version(s)
+			default:
+				q.all(s, r.Known)
 			}
 		}
-		return q.ask(ctx, a, func(s *Store) {
+		tell := func(s *Store) {
 			if len(s.Entries) > 0 {
 				each(s)
 			}
+		}
+		err = q.ask(ctx, a, func(s *Store) {
+			switch now := versions[s]; {
+			case now == nil:
+				tell(s)
+			case *now == seen[s.Unit].version:
+				tell(seen[s.Unit].store)
+			default:
+				again.all(s, r.Known)
+			}
 		})
+		if len(again.calls) > 0 {
+			err = errors.Join(err, again.ask(ctx, a, tell))
+		}
+		return err
 	})
 }
 
@@ -213,8 +238,9 @@ const (
 // questions are what is to be asked about stores. Those about one store stand
 // one after the other.
 type questions struct {
-	calls []bulk.Call
-	about []about
+	calls  []bulk.Call
+	about  []about
+	failed map[*Store]bool // those of which something could not be read
 }
 
 // about says what a call is about, and which of its errors are answers too. A
@@ -273,6 +299,7 @@ func getProperty(path, iface, name string, read func(b *bulk.Reader)) bulk.Call 
 // been answered about it. What could not be read is empty, and in the error.
 func (q *questions) ask(ctx context.Context, a asker, each func(s *Store)) error {
 	left := map[*Store]int{}
+	q.failed = map[*Store]bool{}
 	for i := range q.about {
 		left[q.about[i].store]++
 	}
@@ -282,6 +309,7 @@ func (q *questions) ask(ctx context.Context, a asker, each func(s *Store)) error
 		if err := q.calls[i].Err; err != nil && !isAnswer(err, about.fine...) {
 			failed = append(failed, fmt.Errorf("read the %s of %s: %w", about.what, about.store.Unit, err))
 			about.undo()
+			q.failed[about.store] = true
 		}
 		left[about.store]--
 		if left[about.store] == 0 {
@@ -310,6 +338,9 @@ func readValue(b *bulk.Reader, dest any) {
 	case *uint32:
 		b.Variant("u")
 		*dest = b.Uint32()
+	case *uint64:
+		b.Variant("t")
+		*dest = b.Uint64()
 	case *[]string:
 		b.Variant("as")
 		*dest = b.Texts()

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,11 +29,15 @@ const (
 	CgroupRoot = "/sys/fs/cgroup"
 )
 
-// How often PID 1 is asked how far it has come: seldom where its mark can be seen.
+// How often PID 1 is asked how far it has come: seldom where its mark can be seen, once
+// the shutdown has begun.
 const (
 	askMarked   = 20 * time.Second
 	askUnmarked = time.Second
 )
+
+// rest is the time between two calls of Meanwhile.
+const rest = time.Second
 
 // ErrCalledOff says that a shutdown that was under way is so no more.
 var ErrCalledOff = errors.New("the shutdown was called off")
@@ -46,19 +51,19 @@ type Shutdown struct {
 	Root   string // CgroupRoot but in tests
 	// Within is how long to wait for a shutdown to begin.
 	Within time.Duration
+	// Meanwhile, unless it is nil, is called every second or so while services stop.
+	// Wait ends its context and waits for it.
+	Meanwhile func(ctx context.Context)
 }
 
 // Wait returns when PID 1 has reached shutdown.target on the way to a kexec, from
 // which on no service runs that a shutdown stops, and its fd store does not change. It
 // returns ErrNoShutdown or ErrCalledOff when there is no shutdown to wait for, or why
 // ctx has ended. How long services take to stop is PID 1's to bound: Wait calls alive at
-// first and every twenty seconds or so, as long as there is something to wait for.
+// first and every twenty seconds or sooner, as long as there is something to wait for.
 func (s *Shutdown) Wait(ctx context.Context, alive func() error) error {
-	interval := askMarked
 	marked, stop, err := watchMark(s.Root)
-	if err != nil {
-		interval = askUnmarked
-	} else {
+	if err == nil {
 		defer stop()
 	}
 	late, begun := s.Within == 0, false
@@ -68,7 +73,10 @@ func (s *Shutdown) Wait(ctx context.Context, alive func() error) error {
 	}
 	for {
 		state, err := s.ask(ctx)
-		begun = begun || state == stopping
+		if state == stopping && !begun {
+			begun = true
+			defer s.meanwhile(ctx)()
+		}
 		switch {
 		case errors.Is(err, ErrManager) && ctx.Err() == nil: // it may be too busy to answer
 		case state == stopped || err != nil:
@@ -82,6 +90,10 @@ func (s *Shutdown) Wait(ctx context.Context, alive func() error) error {
 				return err
 			}
 		}
+		interval := askUnmarked
+		if begun && marked != nil {
+			interval = askMarked
+		}
 		select {
 		case <-marked:
 			return nil
@@ -92,6 +104,25 @@ func (s *Shutdown) Wait(ctx context.Context, alive func() error) error {
 			return context.Cause(ctx)
 		}
 	}
+}
+
+// meanwhile begins to do Meanwhile, and returns what ends that and waits for its end.
+func (s *Shutdown) meanwhile(ctx context.Context) (end func()) {
+	if s.Meanwhile == nil {
+		return func() {}
+	}
+	ctx, stop := context.WithCancel(ctx)
+	var done sync.WaitGroup
+	done.Go(func() {
+		for ctx.Err() == nil {
+			s.Meanwhile(ctx)
+			select {
+			case <-time.After(rest):
+			case <-ctx.Done():
+			}
+		}
+	})
+	return func() { stop(); done.Wait() }
 }
 
 // progress is how far a shutdown has come.

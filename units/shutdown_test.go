@@ -128,3 +128,26 @@ func TestShutdownIsWaitedForAsLongAsAllowed(t *testing.T) {
 		t.Errorf("Wait without an answer: %v", err)
 	}
 }
+
+// Meanwhile begins when services stop, and has ended when Wait has.
+func TestSomethingIsDoneWhileServicesStop(t *testing.T) {
+	root := t.TempDir()
+	times, ended := 0, false
+	s := Shutdown{
+		Reader: shuttingDown(t, runs, stops), Root: root, Within: time.Hour,
+		Meanwhile: func(ctx context.Context) {
+			if times++; times > 1 {
+				_ = os.Mkdir(filepath.Join(root, stoppedSlice), 0o700)
+				<-ctx.Done()
+				ended = true
+			}
+		},
+	}
+	if err := s.Wait(t.Context(), func() error { return nil }); err != nil || times != 2 || !ended {
+		t.Errorf("Wait: %v, done %d times, ended %v", err, times, ended)
+	}
+	s = Shutdown{Reader: shuttingDown(t, runs), Root: t.TempDir(), Meanwhile: func(context.Context) { t.Error("done though nothing stops") }}
+	if err := s.Wait(t.Context(), func() error { return nil }); !errors.Is(err, ErrNoShutdown) {
+		t.Errorf("Wait on a machine that runs: %v", err)
+	}
+}

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/fdbridge/fdbridge/bridge"
@@ -38,16 +39,16 @@ func preserve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	preserver, rules, err := newPreserver(socket, log)
+	update, err := newUpdate(socket, log)
 	if err != nil {
 		return errors.Join(err, socket.Close())
 	}
 	var preserved *bridge.Preserved
-	if err = await(ctx, preserver, rules, socket, log); err == nil {
-		preserved, err = preserveStores(ctx, preserver, rules, socket, log)
+	if err = update.await(ctx); err == nil {
+		preserved, err = update.preserve(ctx)
 	}
 	if err != nil {
-		return notPreserved(ctx, errors.Join(err, preserver.Abandon()), log, socket)
+		return notPreserved(ctx, errors.Join(err, update.preserver.Abandon()), log, socket)
 	}
 	if err := socket.Ready(preserved.Summary()); err != nil {
 		return errors.Join(err, preserved.Close(), socket.Close())
@@ -59,43 +60,58 @@ func preserve(ctx context.Context) error {
 	return errors.Join(preserved.Close(), socket.Close())
 }
 
+// update is one live update, from its preparation or its shutdown on.
+type update struct {
+	preserver *bridge.Preserver
+	stores    *units.Ahead  // the preserver's
+	rules     *config.Rules // those that the preserver goes by
+	socket    *notify.Socket
+	log       *journal.Log
+}
+
 // await waits until all services have stopped. If no shutdown has begun yet it
 // prepares one, and has the service stopped when none begins in time.
-func await(ctx context.Context, preserver *bridge.Preserver, rules *config.Rules, socket *notify.Socket, log *journal.Log) error {
-	shutdown := units.Shutdown{Reader: &units.Reader{Socket: units.PrivateSocket}, Root: units.CgroupRoot}
-	alive := func() error { return socket.ExtendTimeout(stopTimeout) }
+func (u *update) await(ctx context.Context) error {
+	shutdown := units.Shutdown{
+		Reader: u.stores.Reader, Root: units.CgroupRoot,
+		// What this does not see is asked for when all have stopped.
+		Meanwhile: func(ctx context.Context) { _ = u.stores.Look(ctx) },
+	}
+	alive := func() error { return u.socket.ExtendTimeout(stopTimeout) }
 	begun, err := shutdown.Begun(ctx)
 	if err != nil || begun { // without an answer it is more likely that PID 1 is busy with one
 		return shutdown.Wait(ctx, alive)
 	}
 	// Preserving a terabyte takes more than TimeoutStartSec=.
-	if err := socket.ExtendTimeout(sum(rules.PrepareTimeout, stopTimeout)); err != nil {
+	if err := u.socket.ExtendTimeout(sum(u.rules.PrepareTimeout, stopTimeout)); err != nil {
 		return err
 	}
-	prepared, err := preserver.Prepare(ctx)
+	prepared, err := u.preserver.Prepare(ctx)
 	if err != nil {
 		if begun, _ := shutdown.Begun(ctx); begun { // meanwhile, and all can be done then
-			log.Warning("%v", err)
+			u.log.Warning("%v", err)
 			return shutdown.Wait(ctx, alive)
 		}
 		return fmt.Errorf("%w: %w", errUnprepared, err)
 	}
-	log.Info("%s", prepared.Summary())
-	if err := socket.Status(prepared.Summary()); err != nil {
+	u.log.Info("%s", prepared.Summary())
+	if err := u.socket.Status(prepared.Summary()); err != nil {
 		return err
 	}
 	if err := outlastReloads(); err != nil {
-		log.Warning("systemctl daemon-reload will undo what is prepared: %v", err)
+		u.log.Warning("systemctl daemon-reload will undo what is prepared: %v", err)
 	}
 	defer func() { _ = os.Remove(startingDropIn) }() // it does no harm
-	shutdown.Within = rules.PrepareTimeout
+	look, reload := shutdown.Meanwhile, sync.OnceFunc(u.reload)
+	shutdown.Meanwhile = func(ctx context.Context) { reload(); look(ctx) }
+	shutdown.Within = u.rules.PrepareTimeout
 	err = shutdown.Wait(ctx, alive)
 	if errors.Is(err, units.ErrNoShutdown) {
-		log.Warning("Nothing was made of what was prepared within PrepareTimeoutSec=%v: it is undone.", rules.PrepareTimeout)
-		err = errors.Join(preserver.Abandon(), stopSelf(ctx))
+		u.log.Warning("Nothing was made of what was prepared within PrepareTimeoutSec=%v: it is undone.", u.rules.PrepareTimeout)
+		err = errors.Join(u.preserver.Abandon(), stopSelf(ctx))
 	}
 	if err == nil {
-		reload(preserver, rules, log)
+		reload() // if it was too short to do anything meanwhile
 	}
 	return err
 }
@@ -149,38 +165,39 @@ func notPreserved(ctx context.Context, err error, log *journal.Log, socket *noti
 	return errors.Join(err, socket.Close())
 }
 
-// preserveStores preserves, and fails only when the live update is to be called
-// off.
-func preserveStores(ctx context.Context, preserver *bridge.Preserver, rules *config.Rules, socket *notify.Socket, log *journal.Log) (*bridge.Preserved, error) {
-	bound := sum(rules.PreserveTimeout, sealTimeout)
-	if err := socket.ExtendTimeout(bound); err != nil {
+// preserve preserves, and fails only when the live update is to be called off.
+func (u *update) preserve(ctx context.Context) (*bridge.Preserved, error) {
+	bound := sum(u.rules.PreserveTimeout, sealTimeout)
+	if err := u.socket.ExtendTimeout(bound); err != nil {
 		return nil, err
 	}
 	// The service manager has no bound of its own any more when it was reloaded while
 	// something was prepared: see outlastReloads.
 	late := time.AfterFunc(bound, func() {
-		log.Err("The live update is called off: preserving has not come to an end within %v.", bound)
+		u.log.Err("The live update is called off: preserving has not come to an end within %v.", bound)
 		os.Exit(1)
 	})
 	defer late.Stop()
-	limited, stop := context.WithTimeoutCause(ctx, rules.PreserveTimeout,
-		fmt.Errorf("it has taken longer than PreserveTimeoutSec=%v", rules.PreserveTimeout))
+	limited, stop := context.WithTimeoutCause(ctx, u.rules.PreserveTimeout,
+		fmt.Errorf("it has taken longer than PreserveTimeoutSec=%v", u.rules.PreserveTimeout))
 	defer stop()
-	preserved, err := preserver.Run(limited)
-	if err != nil && preserver.Partly {
-		preserver.GiveUp(ctx, err)
+	preserved, err := u.preserver.Run(limited)
+	if err != nil && u.preserver.Partly {
+		u.preserver.GiveUp(ctx, err)
 		return &bridge.Preserved{}, nil
 	}
 	return preserved, err
 }
 
-// newPreserver returns a Preserver, and the rules that it goes by.
-func newPreserver(socket *notify.Socket, log *journal.Log) (*bridge.Preserver, *config.Rules, error) {
+func newUpdate(socket *notify.Socket, log *journal.Log) (*update, error) {
 	origin, err := kho.ReadOrigin(os.DirFS("/"), time.Now())
 	if err != nil {
-		return nil, nil, err
+		return nil, err
 	}
-	preserver := &bridge.Preserver{
+	u := &update{stores: &units.Ahead{Reader: &units.Reader{Socket: units.PrivateSocket}}, rules: &config.Rules{}, socket: socket, log: log}
+	u.stores.Known = u.known
+	u.preserver = &bridge.Preserver{
+		Stores:     u.stores,
 		Duplicator: func() (bridge.Duplicator, error) { return units.OpenDuplicator(1) },
 		Kernel:     session.System{},
 		Device:     session.Path,
@@ -190,31 +207,27 @@ func newPreserver(socket *notify.Socket, log *journal.Log) (*bridge.Preserver, *
 		Log:        log,
 		Warnings:   log.Recall(),
 	}
-	rules := &config.Rules{}
-	reload(preserver, rules, log)
-	return preserver, rules, nil
+	u.reload()
+	return u, nil
 }
 
 // reload reads the rules, which may change as long as services run.
-func reload(preserver *bridge.Preserver, rules *config.Rules, log *journal.Log) {
+func (u *update) reload() {
 	found, problems := config.LoadRules("/")
 	for _, problem := range problems {
-		log.Warning("%v", problem)
+		u.log.Warning("%v", problem)
 	}
-	*rules = *found
-	preserver.Stores = &units.Reader{Socket: units.PrivateSocket, Known: known(found)}
-	preserver.Excluded, preserver.Required, preserver.Early = found.Excluded, found.Required, found.Early
-	preserver.Partly = !found.AnyRequired()
+	*u.rules = *found
+	u.preserver.Excluded, u.preserver.Required, u.preserver.Early = found.Excluded, found.Required, found.Early
+	u.preserver.Partly = !found.AnyRequired()
 }
 
 // known fills in what the generator has found in a unit's files, if that is what
 // PID 1 has made of them: a delivery compares it with what PID 1 says then.
-func known(rules *config.Rules) func(s *units.Store) bool {
-	return func(s *units.Store) bool {
-		facts, ok := rules.Register.Lookup(s.Unit)
-		if ok = ok && rules.Loaded && !facts.Unclear; ok {
-			s.FragmentPath, s.User, s.Group = facts.Fragment, facts.User, facts.Group
-		}
-		return ok
+func (u *update) known(s *units.Store) bool {
+	facts, ok := u.rules.Register.Lookup(s.Unit)
+	if ok = ok && u.rules.Loaded && !facts.Unclear; ok {
+		s.FragmentPath, s.User, s.Group = facts.Fragment, facts.User, facts.Group
 	}
+	return ok
 }

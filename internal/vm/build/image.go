@@ -54,12 +54,7 @@ func (b *Builder) Image(ctx context.Context, img Image) (string, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, imageWait)
 	defer cancel()
-	programs, err := os.MkdirTemp("", "fdbridge-agent-") // another image may be built at the same time
-	if err != nil {
-		return "", fmt.Errorf("build an image: %w", err)
-	}
-	defer os.RemoveAll(programs)
-	files, err := b.files(ctx, img, programs)
+	files, err := b.files(ctx, img)
 	if err != nil {
 		return "", fmt.Errorf("build an image: %w", err)
 	}
@@ -119,13 +114,10 @@ func rootArgs(suite string, packages []string, tarball, mirror string) []string 
 	return args
 }
 
-// files is img.Files and what every image has: the kernel and the agent, which is built
-// in dir.
-func (b *Builder) files(ctx context.Context, img Image, dir string) (map[string]string, error) {
-	agent := filepath.Join(dir, "vm-agent")
-	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", agent, "./internal/vm/agent")
-	cmd.Dir, cmd.Env = b.Module, append(os.Environ(), "CGO_ENABLED=0")
-	if err := b.run(ctx, agent+".log", cmd); err != nil {
+// files is img.Files and what every image has: the kernel and the agent.
+func (b *Builder) files(ctx context.Context, img Image) (map[string]string, error) {
+	agent, err := b.Program(ctx, "./internal/vm/agent")
+	if err != nil {
 		return nil, err
 	}
 	files := map[string]string{agentPath: agent, "/boot/bzImage": img.Kernel}

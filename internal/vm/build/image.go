@@ -214,22 +214,31 @@ func markUpdated(tree string) error {
 		os.WriteFile(filepath.Join(tree, "var/.updated"), nil, 0o644))
 }
 
-// overlay puts the overlay's files and symlinks over a tree.
+// overlay puts the overlay's files and symlinks over a tree, and its directories where
+// there are none.
 func (i imageBuild) overlay(ctx context.Context, tree string) error {
 	from := i.input("overlay")
 	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
 		to := filepath.Join(tree, strings.TrimPrefix(path, from))
 		switch {
-		case err != nil || d.IsDir():
+		case err != nil:
 			return err
+		case d.IsDir():
+			return makeDir(to)
 		case d.Type()&fs.ModeSymlink == 0:
 			return i.install(ctx, path, to)
 		}
-		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
-			return err
-		}
 		return i.run(ctx, i.log("overlay"), exec.Command("cp", "-P", "--remove-destination", path, to))
 	})
+}
+
+// makeDir makes a directory, unless it is there, with the mode that is usual: see install.
+func makeDir(path string) error {
+	err := os.Mkdir(path, 0o755)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	return errors.Join(err, os.Chmod(path, 0o755))
 }
 
 // install copies a file and makes the directories it needs. Its mode is what is usual,

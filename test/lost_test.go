@@ -5,6 +5,7 @@
 package test
 
 import (
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -17,7 +18,9 @@ import (
 // as after any reboot, and says so once. An ordinary reboot and a power-off are as
 // without fdbridge.
 func TestAnUpdateThatDoesNotArriveIsReported(t *testing.T) {
-	b := bootConfig(t, images.with, vm.Config{Disk: filepath.Join(t.TempDir(), "disk.img"), AllowReboot: true})
+	disk := filepath.Join(temporary, "disk.img") // which an interrupt removes, too
+	t.Cleanup(func() { os.Remove(disk) })
+	b := bootConfig(t, images.with, vm.Config{Disk: disk, AllowReboot: true})
 	// reboot(2) answers EINVAL when no kernel is loaded, and systemd-shutdown
 	// reboots in the ordinary way.
 	const dropIn = "/etc/systemd/system/systemd-kexec.service.d/test.conf"

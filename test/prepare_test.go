@@ -28,7 +28,7 @@ func outlasts(b *bed, preserve string) {
 func preparedAhead() scenario {
 	units := map[string]string{"early.service": service(optIn+"[X-FDBridge]\nEarly=yes\n",
 		"grows,memfd,4096,1", "sealed,memfd,8192,2,6")}
-	return scenario{"what is prepared is carried", units, nil, func(b *bed) func(*bed) {
+	return scenario{name: "what is prepared is carried", units: units, before: func(b *bed) func(*bed) {
 		const unit, preserve = "early.service", "fdbridge-preserve.service"
 		b.says("preparing", "fdbridgectl prepare", "Prepared ", " fds of ")
 		for _, command := range []string{"fdbridgectl abort", "systemctl stop " + preserve}[:min(middles, 2)] {

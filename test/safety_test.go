@@ -42,7 +42,7 @@ func storedMoreThanOnce(held map[string][]found) scenario {
 		"b.service": service(optIn+"[Unit]\nAfter=a.service\n", "x,memfd,8", "lent,again,a.service/own,9"),
 		"c.service": byHand(optIn+"[Unit]\nAfter=a.service\n", "lent,again,a.service/own,11", "y,memfd,8"),
 	}
-	return scenario{"files that are stored more than once", units, nil, func(b *bed) func(*bed) {
+	return scenario{name: "files that are stored more than once", units: units, before: func(b *bed) func(*bed) {
 		truth := b.restarted("a.service", "b.service", "c.service")
 		maps.Copy(held, of(truth, "c.service"))
 		b.sh("systemctl stop c.service")

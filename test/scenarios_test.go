@@ -125,7 +125,7 @@ func everyFD(large int) scenario {
 			fmt.Sprintf("middle,memfd,1048576,%d,%d", 4096*i, seals[len(seals)-1-i]),
 			fmt.Sprintf("large,memfd,%d,%d,%d", large, 12345*i, seal))
 	}
-	return scenario{"every fd comes back as it was", files, nil, func(b *bed) func(*bed) {
+	return scenario{name: "every fd comes back as it was", units: files, before: func(b *bed) func(*bed) {
 		truth := b.restarted(slices.Sorted(maps.Keys(files))...)
 		return func(b *bed) { b.same(truth) }
 	}}
@@ -134,7 +134,7 @@ func everyFD(large int) scenario {
 // A service that stores its state only when it is told to stop.
 func storedOnStop() scenario {
 	units := map[string]string{"stop.service": service(optIn, "-on-stop", "a,memfd,100000,7", "b,memfd,1")}
-	return scenario{"state that is stored on stop comes back", units, nil, func(b *bed) func(*bed) {
+	return scenario{name: "state that is stored on stop comes back", units: units, before: func(b *bed) func(*bed) {
 		truth := b.restarted("stop.service")
 		b.sh("systemctl stop stop.service; systemctl clean --what=fdstore stop.service; systemctl start stop.service")
 		if list := b.report("stop.service"); len(list) != 0 {
@@ -147,7 +147,7 @@ func storedOnStop() scenario {
 // A unit that has not opted in.
 func withoutOptIn() scenario {
 	units := map[string]string{"plain.service": service("FileDescriptorStoreMax=10\n", "a,memfd,4096")}
-	return scenario{"a unit without the opt-in is left alone", units, nil, func(b *bed) func(*bed) {
+	return scenario{name: "a unit without the opt-in is left alone", units: units, before: func(b *bed) func(*bed) {
 		if got := b.sh("systemctl show -P NotifyAccess -P ExecStartPre -P DropInPaths -P After plain.service"); strings.Contains(got, "fdbridge") {
 			b.Errorf("fdbridge has changed the unit: %s", got)
 		}
@@ -166,7 +166,7 @@ func withoutOptIn() scenario {
 // others of the unit are carried.
 func refusedKinds() scenario {
 	units := map[string]string{"mixed.service": service(optIn, "a,memfd,4096,3", "p,pipe", "s,socket", "b,memfd,100")}
-	return scenario{"what the kernel refuses is named", units, nil, func(b *bed) func(*bed) {
+	return scenario{name: "what the kernel refuses is named", units: units, before: func(b *bed) func(*bed) {
 		truth := b.restarted("mixed.service")
 		truth["mixed.service"] = slices.DeleteFunc(truth["mixed.service"], func(f found) bool { return f.Type != "memfd" })
 		return func(b *bed) {
@@ -196,7 +196,7 @@ func refusedKinds() scenario {
 // Units that nothing refers to, which systemd 257 would forget when they stop.
 func unreferenced() scenario {
 	units := map[string]string{"instance@.service": service(optIn, "a,memfd,4096", "b,memfd,8192")}
-	return scenario{"units that nothing refers to keep their stores", units, nil, func(b *bed) func(*bed) {
+	return scenario{name: "units that nothing refers to keep their stores", units: units, before: func(b *bed) func(*bed) {
 		transient := "systemd-run --quiet --unit=transient.service --service-type=notify -p FileDescriptorStoreMax=10 " +
 			"-p FileDescriptorStorePreserve=yes -E UNIT=transient.service " + machine.GuestPrograms + "storesvc c,memfd,5000 d,memfd,6000"
 		const instance = `instance@a\x2d1.service`
@@ -222,7 +222,7 @@ func unreferenced() scenario {
 // A service that is started much later, after all that can come between.
 func heldUntilStarted() scenario {
 	units := map[string]string{"late.service": byHand(optIn, "a,memfd,4096,1", "b,memfd,8192,2", "c,memfd,0")}
-	return scenario{"fds are held until the unit is started", units, nil, func(b *bed) func(*bed) {
+	return scenario{name: "fds are held until the unit is started", units: units, before: func(b *bed) func(*bed) {
 		truth := b.restarted("late.service")
 		return func(b *bed) {
 			held := func(when string) {
@@ -287,7 +287,7 @@ func namesAndNumbers() scenario {
 		}
 		return more
 	}
-	return scenario{"names and numbers that systemd allows", units, more, func(b *bed) func(*bed) {
+	return scenario{name: "names and numbers that systemd allows", units: units, more: more, before: func(b *bed) func(*bed) {
 		maps.Copy(truth, b.restarted("names.service", "many.service", "kinds.service", long))
 		if n := len(truth["many.service"]); n != manyFiles {
 			b.Fatalf("many.service has %d fds, want %d", n, manyFiles)

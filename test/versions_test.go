@@ -61,7 +61,7 @@ func complaints(b *bed) {
 func leftToSystemd() scenario {
 	units := map[string]string{"systemds.service": service(optIn+"[X-FDBridge]\nPreserve=no\n",
 		"a,memfd,4096,1", "b,memfd,8192,2", "c,memfd,1")}
-	return scenario{"a unit is left to systemd", units, nil, func(b *bed) func(*bed) {
+	return scenario{name: "a unit is left to systemd", units: units, before: func(b *bed) func(*bed) {
 		truth := b.restarted("systemds.service")
 		slices.Reverse(truth["systemds.service"])
 		return func(b *bed) {
@@ -78,7 +78,7 @@ func leftToSystemd() scenario {
 func sessionsOfAService() scenario {
 	units := map[string]string{"sessions.service": service(optIn+"LUOSession=first second\n",
 		"own,session,4096", "m,memfd,100,3")}
-	return scenario{"sessions of a service come back once", units, nil, func(b *bed) func(*bed) {
+	return scenario{name: "sessions of a service come back once", units: units, before: func(b *bed) func(*bed) {
 		truth := b.restarted("sessions.service")["sessions.service"]
 		return func(b *bed) {
 			got := b.report("sessions.service")

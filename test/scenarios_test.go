@@ -206,6 +206,7 @@ func unreferenced() scenario {
 		b.sh("%s", transient)
 		b.until("grep -qs transient.service /run/systemd/system/fdbridge-pin-*.target") // the first one has all looked at
 		b.sh("systemctl start '%s'", instance)
+		b.until(`grep -qsF "%s" /run/systemd/system/fdbridge-pin-*.target`, instance)
 		both := []string{instance, "transient.service"}
 		truth := b.restarted(both...)
 		b.sh("systemctl stop '%s'", strings.Join(both, "' '"))

@@ -27,7 +27,7 @@ type scenario struct {
 
 // TestKernelUpdate goes through an update with all scenarios that it does not
 // matter to whether others go through it with them. A second one is called off; make soak
-// has it go on then.
+// has it called off more often, and go on then.
 func TestKernelUpdate(t *testing.T) {
 	b := boot(t, images.with)
 	held := map[string][]found{}
@@ -36,6 +36,7 @@ func TestKernelUpdate(t *testing.T) {
 	b.turnedBack(units...)
 	b.held(held, "c.service")
 	if thorough {
+		b.turnedBackAgain(held, units...)
 		b.goesOn(units...)
 		b.held(held, "c.service")
 	}
@@ -89,32 +90,6 @@ func (b *bed) onlyRefusedLost() {
 	if len(s.Problems) > 0 || len(lost) > 0 {
 		b.Errorf("fdbridge reports problems %q and lost fds %+v", s.Problems, lost)
 	}
-}
-
-// turnedBack has an update called off, for a unit that would lose something, and looks at
-// units after that.
-func (b *bed) turnedBack(units ...string) {
-	b.Helper()
-	b.units(map[string]string{
-		"required.service": service(optIn+"[X-FDBridge]\nRequired=yes\n", "a,memfd,4096,7", "p,pipe", "b,memfd,100"),
-	})
-	truth := b.restarted(append(units, "required.service")...)
-	b.sh("systemctl stop late.service")
-	b.calledOff(truth)
-	const said = `fdbridge: required.service: The fd "p" (pipe) will be lost`
-	if !strings.Contains(b.m.Console(), said) {
-		b.Errorf("the console does not say: %s", said)
-	}
-}
-
-// goesOn goes through the update that was called off, with what has called it off gone.
-func (b *bed) goesOn(units ...string) {
-	b.Helper()
-	b.sh("systemctl disable --now required.service; systemctl clean --what=fdstore required.service")
-	truth := b.restarted(units...) // disable reloads: see bed.units
-	b.kexec()
-	b.same(truth)
-	b.noProblems()
 }
 
 // Five services with three memfds each, sealed or not, with a position.

@@ -32,7 +32,8 @@ const (
 	manyFiles = 2000
 	thorough  = true
 
-	commandBound = 30 * time.Minute // a thousand units take their time
+	commandBound  = 30 * time.Minute // a thousand units take their time
+	scenarioBound = 45 * time.Minute
 )
 
 // soak goes through live updates in a row with random units, fds and faults, and

@@ -24,11 +24,15 @@ func TestKernelUpdateWithSystemd254(t *testing.T) {
 }
 
 // TestKernelUpdateWithSystemd262 is TestKernelUpdate with a systemd that carries
-// stores itself, and a second update, which is called off.
+// stores itself, and a second update, which is called off, and in make soak goes on then.
 func TestKernelUpdateWithSystemd262(t *testing.T) {
 	b := boot(t, images.sid)
 	b.update(append(everywhere(4<<20), leftToSystemd(), sessionsOfAService())...)
-	b.turnedBack("s0.service", "stop.service")
+	units := []string{"s0.service", "stop.service"}
+	b.turnedBack(units...)
+	if thorough {
+		b.goesOn(units...)
+	}
 	complaints(b)
 	b.off()
 }

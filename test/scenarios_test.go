@@ -31,7 +31,11 @@ type scenario struct {
 func TestKernelUpdate(t *testing.T) {
 	b := boot(t, images.with)
 	held := map[string][]found{}
-	b.update(append(everywhere(64<<20), realKernelConforms(), namesAndNumbers(), storedMoreThanOnce(held))...)
+	scenarios := append(everywhere(64<<20), realKernelConforms(), namesAndNumbers(), storedMoreThanOnce(held))
+	if thorough {
+		scenarios = slices.Insert(scenarios, 0, preparedAhead()) // it reloads: see bed.units
+	}
+	b.update(scenarios...)
 	units := []string{"s0.service", "stop.service", "a.service", "b.service", "many.service"}
 	b.turnedBack(units...)
 	b.held(held, "c.service")

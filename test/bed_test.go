@@ -158,6 +158,12 @@ func (b *bed) kexec() {
 	b.settled()
 }
 
+// load loads a kernel for what comes without bed.kexec.
+func (b *bed) load(kernel string) {
+	b.Helper()
+	b.sh("kexec -s -l %s --reuse-cmdline", kernel)
+}
+
 // off switches the machine off, which must work whatever the scenario did, and as if
 // there was no fdbridge.
 func (b *bed) off() {

@@ -49,7 +49,7 @@ func TestAnUpdateThatDoesNotArriveIsReported(t *testing.T) {
 			b.Errorf("after %s late.service is listed as %+v", when, u)
 		}
 	}
-	b.sh("kexec -s -l /boot/bzImage --reuse-cmdline")
+	b.load(vm.GuestKernel)
 	if left, err := b.m.Leave(b.ctx, "systemctl", "kexec", "--no-block"); err != nil || !left {
 		b.Fatalf("the failed kexec: another boot %v, %v", left, err)
 	}
@@ -69,7 +69,9 @@ func TestAnUpdateThatDoesNotArriveIsReported(t *testing.T) {
 
 	b.restarted("a.service")
 	said = len(b.m.Console())
-	b.sh("systemctl start late.service; systemctl stop late.service; sync; kexec -s -l /boot/bzImage --reuse-cmdline; systemctl kexec --no-block")
+	b.sh("systemctl start late.service; systemctl stop late.service; sync")
+	b.load(vm.GuestKernel)
+	b.sh("systemctl kexec --no-block")
 	b.console(said, "Started", "fdbridge-preserve.service")
 	if err := b.m.PowerCut(b.ctx); err != nil {
 		b.Fatal(err)

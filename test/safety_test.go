@@ -8,6 +8,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/fdbridge/fdbridge/internal/vm"
 )
 
 // calledOff asks for a live update that is to be called off, and checks that it is, and
@@ -18,7 +20,7 @@ func (b *bed) calledOff(truth map[string][]found) {
 	if len(units) > 0 {
 		b.sh("cd /run/storesvc; rm '%s'", strings.Join(units, "' '"))
 	}
-	b.sh("kexec -s -l /boot/bzImage --reuse-cmdline")
+	b.load(vm.GuestKernel)
 	left, err := b.m.Leave(b.ctx, "systemctl", "kexec", "--no-block")
 	if err != nil {
 		b.Fatal(err)

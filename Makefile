@@ -60,7 +60,7 @@ test-vm: deps deb ## Run the scenarios in the VM; RUN= chooses some
 
 .PHONY: soak
 soak: deps deb ## Go through 20 live updates with random units and faults; SOAK="-seed N -updates N"
-	go test -tags vm,soak -count 1 -v -timeout 4h -run '^(TestSoak|TestAThousandUnits|TestPreserveIsKilledAtEachStep|TestFaultsOfADelivery|TestKernelUpdate|TestKernelUpdateWithSystemd254|TestServicesHaveSessionsOfTheirOwn|TestTheDeviceIsBusy|TestAnUpdateThatWouldLoseSomethingIsCalledOff)$$' ./test -deb "$(CURDIR)/$(DEB)" $(SOAK)
+	go test -tags vm,soak -count 1 -v -timeout 4h -parallel 2 -run '^(TestSoak|TestAThousandUnits|TestPreserveIsKilledAtEachStep|TestFaultsOfADelivery|TestKernelUpdate|TestKernelUpdateWithSystemd254|TestKernelUpdateWithSystemd262|TestServicesHaveSessionsOfTheirOwn|TestTheDeviceIsBusy)$$' ./test -deb "$(CURDIR)/$(DEB)" $(SOAK)
 
 .PHONY: bench
 bench: deps deb ## Measure in the VM what fdbridge takes of an update; BENCH="-runs N -least N -most N"

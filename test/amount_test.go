@@ -15,5 +15,6 @@ const (
 	manyFiles = 500   // of one unit
 	thorough  = false // each of the ways in which the device can be busy or an update called off
 
-	commandBound = 3 * time.Minute // a command in the guest
+	commandBound  = 3 * time.Minute // a command in the guest
+	scenarioBound = 15 * time.Minute
 )

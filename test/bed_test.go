@@ -32,7 +32,7 @@ type bed struct {
 }
 
 // boot starts a machine from an image, when it is the scenario's turn, and waits until
-// it is up. A scenario as a whole may take a quarter of an hour.
+// it is up. A scenario as a whole may take scenarioBound.
 func boot(t *testing.T, image image, args ...string) *bed {
 	t.Helper()
 	return bootConfig(t, image, vm.Config{KernelArgs: args})
@@ -44,7 +44,7 @@ func bootConfig(t *testing.T, image image, config vm.Config) *bed {
 	t.Parallel()
 	place.wait()
 	t.Cleanup(place.leave)
-	return bootFor(t, 15*time.Minute, image, config)
+	return bootFor(t, scenarioBound, image, config)
 }
 
 // bootFor is boot for a scenario that may take that long as a whole, and waits for no
@@ -156,6 +156,12 @@ func (b *bed) kexec() {
 		b.Fatal(err)
 	}
 	b.settled()
+}
+
+// load loads a kernel for what comes without bed.kexec.
+func (b *bed) load(kernel string) {
+	b.Helper()
+	b.sh("kexec -s -l %s --reuse-cmdline", kernel)
 }
 
 // off switches the machine off, which must work whatever the scenario did, and as if

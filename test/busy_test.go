@@ -34,6 +34,8 @@ const (
 	forEver = "sleep infinity"
 	// untilMet is until what preserves has found the device open, at which it is held.
 	untilMet = "until test -e " + preserveSteps + "/held; do sleep 0.1; done; exec 3>&-; rm " + preserveSteps + "/held"
+	// untilBegun is until what delivers to a unit was held and goes on.
+	untilBegun = "until test -e " + injectSteps + "/held; do sleep 0.1; done; while test -e " + injectSteps + "/held; do sleep 0.1; done; exec 3>&-"
 )
 
 // atBoot has the device while fdbridged starts, and atPreserve while the stores
@@ -63,12 +65,13 @@ func occupy(b *bed, files map[string]string, units ...string) (truth map[string]
 func TestTheDeviceIsBusy(t *testing.T) {
 	b := boot(t, common())
 	b.preserveUnderAtstep()
+	b.injectUnderAtstep("waits.service")
 	b.steps(preserveSteps, "EBUSY hold")
 	// They store nothing anew before they are told to stop.
 	a := service(optIn, "-on-stop", "a,memfd,4096,7", "b,memfd,100")
 	b.units(map[string]string{"a.service": a, "waits.service": byHand(optIn, "-on-stop", "a,memfd,8192,3", "b,memfd,1")})
 
-	truth := occupy(b, map[string]string{"boot.service": atBoot(forEver), "preserve.service": atPreserve(untilMet)}, "a.service", "waits.service")
+	truth := occupy(b, map[string]string{"boot.service": atBoot(untilBegun), "preserve.service": atPreserve(untilMet)}, "a.service", "waits.service")
 	b.kexec()
 	b.hit(b.stepped(preserveSteps), "EBUSY")
 	freed(b, truth)
@@ -110,9 +113,10 @@ func freed(b *bed, truth map[string][]found) {
 	if problems := b.status().Problems; len(problems) != 1 || !strings.Contains(problems[0], "cannot be restored") {
 		b.Errorf("fdbridge reports the problems %q", problems)
 	}
-	// This one waits for its fds, as all units do for a while after fdbridged has begun.
-	b.sh("systemctl restart fdbridged.service; systemctl start --no-block waits.service; %s; systemctl stop boot.service",
-		polling("systemctl show -P SubState waits.service | grep -q start-pre"))
+	// This one waits for its fds, as all units do for a while after fdbridged has begun: it is
+	// about to ask by then, so that none of that while passes with starting it.
+	b.begun("waits.service", 1)
+	b.sh("systemctl restart fdbridged.service; rm %s/held", injectSteps)
 	b.until("systemctl -q is-active waits.service")
 	b.same(of(truth, "waits.service"))
 	b.said("fdbridged", "was restored at last")

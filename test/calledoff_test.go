@@ -1,64 +1,73 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//go:build vm && soak
+//go:build vm
 
 package test
 
 import (
 	"strings"
-	"testing"
 
-	"github.com/fdbridge/fdbridge/bridge/wire"
+	"github.com/fdbridge/fdbridge/internal/vm"
 )
 
-// An update that would lose an fd of a unit with Required=yes goes back to the
-// same kernel: all services run again with what they had stored, and what was
-// held is held. OnLoss=rollback does it for all units.
-func TestAnUpdateThatWouldLoseSomethingIsCalledOff(t *testing.T) {
-	b := boot(t, images.with)
-	required := service(optIn+"[X-FDBridge]\nRequired=yes\n", "a,memfd,4096,7", "p,pipe", "b,memfd,100")
-	b.units(map[string]string{
-		"late.service":  byHand(optIn, "a,memfd,4096,1", "b,memfd,8192,2"),
-		"other.service": service(optIn, "a,memfd,65536,9,0x2", "b,memfd,1"),
-	})
-	truth := b.restarted("other.service", "late.service")
-	b.kexec()
-	b.same(map[string][]found{"other.service": truth["other.service"]})
+// losing is a unit that would lose something.
+const losing = "required.service"
 
-	b.units(map[string]string{"required.service": required})
-	truth = b.restarted("other.service", "required.service")
-	held := func(when string) {
-		b.Helper()
-		if u := b.list()["late.service"]; u.State != wire.StateHeld || u.Held != 2 || u.HeldBytes != 12288 {
-			b.Errorf("%s late.service is listed as %+v, want 2 fds of 12288 bytes held", when, u)
-		}
-	}
-	held("after the update")
-	for range 3 {
-		b.calledOff(truth)
-		held("after an update that was called off")
-	}
-	const said = `fdbridge: required.service: The fd "p" (pipe) will be lost`
+func losingSomething(directives string) map[string]string {
+	return map[string]string{losing: service(optIn+directives, "a,memfd,4096,7", "p,pipe", "b,memfd,100")}
+}
+
+// turnedBack has an update called off, for a unit that would lose something, and looks at
+// that and at other units after it.
+func (b *bed) turnedBack(units ...string) {
+	b.Helper()
+	b.units(losingSomething("[X-FDBridge]\nRequired=yes\n"))
+	b.leavesLate(b.restarted(append(units, losing)...))
+	const said = "fdbridge: " + losing + `: The fd "p" (pipe) will be lost`
 	if !strings.Contains(b.m.Console(), said) {
 		b.Errorf("the console does not say: %s", said)
 	}
+}
 
-	b.sh("rm /etc/systemd/system/required.service; systemctl disable --now required.service")
-	delete(truth, "required.service")
-	b.file("/etc/fdbridge/fdbridge.conf", "[Bridge]\nOnLoss=rollback\n")
-	b.units(map[string]string{"mixed.service": service(optIn, "a,memfd,10", "s,socket")})
-	truth = b.restarted("other.service", "mixed.service")
+// leavesLate has an update called off while late.service runs, which was started by hand:
+// it is not started again, and has its store.
+func (b *bed) leavesLate(truth map[string][]found) {
+	b.Helper()
+	const late, report = "late.service", "/run/storesvc/late.service"
+	b.sh("systemctl -q is-active %s; rm %s", late, report)
 	b.calledOff(truth)
-	held("after OnLoss=rollback")
-	b.file("/etc/fdbridge/fdbridge.conf", "[Bridge]\nOnLoss=continue\n")
-	delete(truth, "mixed.service")
-	truth = b.restarted("other.service")
-	b.kexec()
-	b.same(truth)
-	held("after the next update")
-	b.sh("systemctl start late.service")
-	if list := b.report("late.service"); len(list) != 2 || list[1].Position != 1 {
-		b.Errorf("late.service has got %+v", list)
+	b.until("systemctl show -P ActiveState %s | grep -qx inactive", late)
+	const want = "3"
+	if got := b.sh("systemctl show -P NFileDescriptorStore %s; cat %s 2> /dev/null || true", late, report); got != want {
+		b.Errorf("after an update that was called off %s has not %s fds in its store, or was started: %s", late, want, got)
 	}
-	b.off()
+}
+
+// turnedBackAgain has two more updates called off after that one, and one because of
+// OnLoss=rollback, which holds for units that do not ask for it. What is held stays held.
+func (b *bed) turnedBackAgain(held map[string][]found, units ...string) {
+	b.Helper()
+	units = append(units, losing)
+	truth := b.restarted(units...)
+	for range 2 {
+		b.calledOff(truth)
+		b.held(held, "c.service")
+	}
+	b.file("/etc/fdbridge/fdbridge.conf.d/test.conf", "[Bridge]\nOnLoss=rollback\n")
+	b.units(losingSomething(""))
+	b.calledOff(b.restarted(units...))
+	b.held(held, "c.service")
+	b.sh("rm -r /etc/fdbridge/fdbridge.conf.d")
+}
+
+// goesOn goes through the update that was called off, with what has called it off gone.
+// It is begun with fdbridgectl, which refuses one that would lose something.
+func (b *bed) goesOn(units ...string) {
+	b.Helper()
+	b.sh("systemctl disable --now %[1]s; systemctl clean --what=fdstore %[1]s", losing)
+	truth := b.restarted(units...) // disable reloads: see bed.units
+	installed(b, vm.GuestKernel)
+	b.moveTo(vm.GuestKernel)
+	b.same(truth)
+	b.noProblems()
 }

@@ -18,7 +18,7 @@ Type=notify
 ExecStart=@` + machine.GuestPrograms + `luoconform @luoconform before
 StandardOutput=file:/run/conforms
 `
-	return scenario{"the real kernel conforms", map[string]string{"luoconform.service": text}, nil, func(b *bed) func(*bed) {
+	return scenario{name: "the real kernel conforms", units: map[string]string{"luoconform.service": text}, before: func(b *bed) func(*bed) {
 		b.Log(b.sh("cat /run/conforms; systemctl -q is-active luoconform.service"))
 		return func(b *bed) { b.Log(b.sh(machine.GuestPrograms + "luoconform after")) }
 	}}

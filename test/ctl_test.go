@@ -18,7 +18,7 @@ import (
 // held and when they are delivered.
 func shown() scenario {
 	units := map[string]string{"shown.service": byHand(optIn, "sealed,memfd,4096,7,6", "plain,memfd,100", "p,pipe")}
-	return scenario{"fdbridgectl shows what there is", units, nil, func(b *bed) func(*bed) {
+	return scenario{name: "fdbridgectl shows what there is", units: units, before: func(b *bed) func(*bed) {
 		b.says("nobody", "setpriv --reuid=65534 --clear-groups fdbridgectl inspect fdbridge 2>&1 || true", "only root may ask fdbridged")
 		b.says("nobody", "setpriv --reuid=65534 --clear-groups fdbridgectl features", "Live update: on", "permission denied")
 		before := b.show("shown")

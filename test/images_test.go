@@ -40,71 +40,78 @@ var images struct {
 	with, oldest, sid image
 }
 
+// temporary is a directory that goes when the process ends.
+var temporary string
+
 func TestMain(m *testing.M) {
 	flag.Parse()
 	ctx, _ := signal.NotifyContext(context.Background(), os.Interrupt, unix.SIGTERM) // until the process ends
 	go func() {
 		<-ctx.Done()
-		building.Lock() // what was being built has ended
-		os.Exit(1)
+		end(1)
 	}()
-	tidy, err := prepare(ctx)
+	err := prepare(ctx)
 	if err == nil {
 		err = machines.takeOver()
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "prepare the test bed:", err)
-		os.Exit(1)
+		end(1)
 	}
-	status := m.Run()
-	tidy()
+	end(m.Run())
+}
+
+// end ends the process. What was being built has ended then.
+func end(status int) {
+	building.Lock()
+	os.RemoveAll(temporary)
 	os.Exit(status)
 }
 
-// prepare builds the kernel, and what is to be on the images. The caller calls tidy
-// when there are no more images to build.
-func prepare(ctx context.Context) (tidy func(), err error) {
+// prepare builds the kernels, before anything runs that has to be up within some time,
+// and what is to be on the images.
+func prepare(ctx context.Context) error {
 	if *deb == "" {
-		return nil, errors.New("no package to test: run \"make test-vm\", or give -deb")
+		return errors.New("no package to test: run \"make test-vm\", or give -deb")
 	}
 	building.Lock()
 	defer building.Unlock()
 	builder, err := machine.NewBuilder(ctx, progress.New(os.Stderr))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	images.kernel = builder.Kernel
-	examples, err := machine.Examples(ctx, "..")
+	kernels, err := builder.Kernels(ctx)
 	if err != nil {
-		return nil, err
+		return err
+	}
+	if temporary, err = os.MkdirTemp("", "fdbridge-test-"); err != nil {
+		return err
+	}
+	if err := machine.Examples(ctx, "..", temporary); err != nil {
+		return err
 	}
 	files := map[string]string{guestDeb: *deb}
 	for _, name := range []string{"guest", "guest.service", "luo", "luosession.sh", "luosession.service"} {
-		files[machine.GuestPrograms+name] = filepath.Join(examples, name)
+		files[machine.GuestPrograms+name] = filepath.Join(temporary, name)
 	}
-	none := func(context.Context) (map[string]string, error) { return nil, nil }
-	images.with = lazily(ctx, builder, files, none)
-	images.oldest = lazily(ctx, builder.Bookworm(), files, builder.Kernels)
-	images.sid = lazily(ctx, builder.Sid(), files, none)
-	return func() { os.RemoveAll(examples) }, nil
+	images.with = lazily(ctx, builder, files)
+	images.sid = lazily(ctx, builder.Sid(), files)
+	maps.Copy(kernels, files)
+	images.oldest = lazily(ctx, builder.Bookworm(), kernels)
+	return nil
 }
 
 // building is held by who builds an image: each takes all processors that there are.
 var building sync.Mutex
 
-// lazily returns an image with files, and with more that are to be built first.
-func lazily(ctx context.Context, builder *machine.Builder, files map[string]string, more func(context.Context) (map[string]string, error)) image {
+// lazily returns an image with files.
+func lazily(ctx context.Context, builder *machine.Builder, files map[string]string) image {
 	programs := machine.Programs("storesvc", "sessionsvc", "luoconform", "atstep", "impostor")
 	return sync.OnceValues(func() (string, error) {
 		building.Lock()
 		defer building.Unlock()
-		built, err := more(ctx)
-		if err != nil {
-			return "", err
-		}
-		all := maps.Clone(files)
-		maps.Copy(all, built)
-		return builder.Image(ctx, *deb, programs, all)
+		return builder.Image(ctx, *deb, programs, files)
 	})
 }
 

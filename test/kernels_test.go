@@ -103,7 +103,7 @@ func refuses(b *bed) {
 		b.Errorf("what was refused has changed something: %s", got)
 	}
 
-	b.sh("kexec -s -l %s --reuse-cmdline", machine.NextKernel)
+	b.load(machine.NextKernel)
 	finds := func(status int) (found check.Result) {
 		b.Helper()
 		if err := json.Unmarshal([]byte(b.ctl(status, "{", "check", "--json")), &found); err != nil {

@@ -5,6 +5,7 @@
 package test
 
 import (
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -17,7 +18,9 @@ import (
 // as after any reboot, and says so once. An ordinary reboot and a power-off are as
 // without fdbridge.
 func TestAnUpdateThatDoesNotArriveIsReported(t *testing.T) {
-	b := bootConfig(t, images.with, vm.Config{Disk: filepath.Join(t.TempDir(), "disk.img"), AllowReboot: true})
+	disk := filepath.Join(temporary, "disk.img") // which an interrupt removes, too
+	t.Cleanup(func() { os.Remove(disk) })
+	b := bootConfig(t, images.with, vm.Config{Disk: disk, AllowReboot: true})
 	// reboot(2) answers EINVAL when no kernel is loaded, and systemd-shutdown
 	// reboots in the ordinary way.
 	const dropIn = "/etc/systemd/system/systemd-kexec.service.d/test.conf"
@@ -46,7 +49,7 @@ func TestAnUpdateThatDoesNotArriveIsReported(t *testing.T) {
 			b.Errorf("after %s late.service is listed as %+v", when, u)
 		}
 	}
-	b.sh("kexec -s -l /boot/bzImage --reuse-cmdline")
+	b.load(vm.GuestKernel)
 	if left, err := b.m.Leave(b.ctx, "systemctl", "kexec", "--no-block"); err != nil || !left {
 		b.Fatalf("the failed kexec: another boot %v, %v", left, err)
 	}
@@ -66,7 +69,9 @@ func TestAnUpdateThatDoesNotArriveIsReported(t *testing.T) {
 
 	b.restarted("a.service")
 	said = len(b.m.Console())
-	b.sh("systemctl start late.service; systemctl stop late.service; sync; kexec -s -l /boot/bzImage --reuse-cmdline; systemctl kexec --no-block")
+	b.sh("systemctl start late.service; systemctl stop late.service; sync")
+	b.load(vm.GuestKernel)
+	b.sh("systemctl kexec --no-block")
 	b.console(said, "Started", "fdbridge-preserve.service")
 	if err := b.m.PowerCut(b.ctx); err != nil {
 		b.Fatal(err)

@@ -28,7 +28,7 @@ func outlasts(b *bed, preserve string) {
 func preparedAhead() scenario {
 	units := map[string]string{"early.service": service(optIn+"[X-FDBridge]\nEarly=yes\n",
 		"grows,memfd,4096,1", "sealed,memfd,8192,2,6")}
-	return scenario{"what is prepared is carried", units, nil, func(b *bed) func(*bed) {
+	return scenario{name: "what is prepared is carried", units: units, before: func(b *bed) func(*bed) {
 		const unit, preserve = "early.service", "fdbridge-preserve.service"
 		b.says("preparing", "fdbridgectl prepare", "Prepared ", " fds of ")
 		for _, command := range []string{"fdbridgectl abort", "systemctl stop " + preserve}[:min(middles, 2)] {
@@ -52,9 +52,11 @@ func preparedAhead() scenario {
 		b.file("/etc/fdbridge/fdbridge.conf.d/test.conf", "[Bridge]\nPrepareTimeoutSec=1s\n")
 		b.sh("fdbridgectl prepare")
 		b.until("systemctl show -P ActiveState %s | grep -q inactive", preserve)
+		const ended = "systemctl show -P InactiveEnterTimestampMonotonic fdbridge-rollback.service"
+		before := b.sh(ended)
 		b.sh("rm -r /etc/fdbridge/fdbridge.conf.d; fdbridgectl prepare; systemctl kill --signal=KILL %s", preserve)
 		b.until("systemctl -q is-failed %s", preserve)
-		b.until("systemctl show -P ActiveState fdbridge-rollback.service | grep -q inactive")
+		b.until(`test "$(%s)" != "%s" && systemctl show -P ActiveState fdbridge-rollback.service | grep -q inactive`, ended, before)
 		if state := b.sh("systemctl is-active %s default.target", unit); state != "active\nactive" {
 			b.Errorf("a crash of what prepares has had an effect: %s", state)
 		}

@@ -24,11 +24,15 @@ func TestKernelUpdateWithSystemd254(t *testing.T) {
 }
 
 // TestKernelUpdateWithSystemd262 is TestKernelUpdate with a systemd that carries
-// stores itself, and a second update, which is called off.
+// stores itself, and a second update, which is called off, and in make soak goes on then.
 func TestKernelUpdateWithSystemd262(t *testing.T) {
 	b := boot(t, images.sid)
 	b.update(append(everywhere(4<<20), leftToSystemd(), sessionsOfAService())...)
-	b.turnedBack("s0.service", "stop.service")
+	units := []string{"s0.service", "stop.service"}
+	b.turnedBack(units...)
+	if thorough {
+		b.goesOn(units...)
+	}
 	complaints(b)
 	b.off()
 }
@@ -61,7 +65,7 @@ func complaints(b *bed) {
 func leftToSystemd() scenario {
 	units := map[string]string{"systemds.service": service(optIn+"[X-FDBridge]\nPreserve=no\n",
 		"a,memfd,4096,1", "b,memfd,8192,2", "c,memfd,1")}
-	return scenario{"a unit is left to systemd", units, nil, func(b *bed) func(*bed) {
+	return scenario{name: "a unit is left to systemd", units: units, before: func(b *bed) func(*bed) {
 		truth := b.restarted("systemds.service")
 		slices.Reverse(truth["systemds.service"])
 		return func(b *bed) {
@@ -78,7 +82,7 @@ func leftToSystemd() scenario {
 func sessionsOfAService() scenario {
 	units := map[string]string{"sessions.service": service(optIn+"LUOSession=first second\n",
 		"own,session,4096", "m,memfd,100,3")}
-	return scenario{"sessions of a service come back once", units, nil, func(b *bed) func(*bed) {
+	return scenario{name: "sessions of a service come back once", units: units, before: func(b *bed) func(*bed) {
 		truth := b.restarted("sessions.service")["sessions.service"]
 		return func(b *bed) {
 			got := b.report("sessions.service")

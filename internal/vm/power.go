@@ -18,14 +18,11 @@ const leavePoll = time.Second
 // GuestKernel is where every image has the kernel that Kexec loads.
 const GuestKernel = "/boot/bzImage"
 
-// Kexec is KexecInto with the kernel that every image has.
-func (m *Machine) Kexec(ctx context.Context) error { return m.KexecInto(ctx, GuestKernel) }
-
-// KexecInto loads a kernel, named by its path in the guest, with
-// kexec_file_load, lets systemd shut down into it, and waits for the agent of the
-// next boot as Leave does. The new kernel gets the command line of the old one.
-func (m *Machine) KexecInto(ctx context.Context, kernel string) error {
-	if _, err := m.Run(ctx, "kexec", "-s", "-l", kernel, "--reuse-cmdline"); err != nil {
+// Kexec loads GuestKernel with kexec_file_load, lets systemd shut down into it, and
+// waits for the agent of the next boot as Leave does. The new kernel gets the command
+// line of the old one.
+func (m *Machine) Kexec(ctx context.Context) error {
+	if _, err := m.Run(ctx, "kexec", "-s", "-l", GuestKernel, "--reuse-cmdline"); err != nil {
 		return fmt.Errorf("kexec: load the kernel: %w", err)
 	}
 	return m.mustLeave(ctx, "kexec")

@@ -13,12 +13,9 @@ import (
 )
 
 // Examples builds the examples below root, that of the project, which are not written
-// in Go, as strictly as the compiler can, and returns the directory with all their files, which the caller
-// removes. They are static: the guest has another C library.
-func Examples(ctx context.Context, root string) (dir string, err error) {
-	if dir, err = os.MkdirTemp("", "fdbridge-examples-"); err != nil {
-		return "", err
-	}
+// in Go, as strictly as the compiler can, and puts all their files into a directory. They
+// are static: the guest has another C library.
+func Examples(ctx context.Context, root, dir string) error {
 	files, err := filepath.Glob(filepath.Join(root, "contrib/examples/*session/*"))
 	if err == nil && len(files) == 0 {
 		err = errors.New("there are no examples")
@@ -38,8 +35,5 @@ func Examples(ctx context.Context, root string) (dir string, err error) {
 		}
 		err = errors.Join(err, failed)
 	}
-	if err != nil {
-		return "", errors.Join(err, os.RemoveAll(dir))
-	}
-	return dir, nil
+	return err
 }

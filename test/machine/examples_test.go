@@ -3,7 +3,6 @@
 package machine
 
 import (
-	"os"
 	"testing"
 
 	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
@@ -12,11 +11,7 @@ import (
 func TestMain(m *testing.M) { fdtest.Main(m) }
 
 func TestTheExamplesBuildWithoutAWarning(t *testing.T) {
-	dir, err := Examples(t.Context(), "../..")
-	if err != nil {
+	if err := Examples(t.Context(), "../..", t.TempDir()); err != nil {
 		t.Fatal(err)
-	}
-	if err := os.RemoveAll(dir); err != nil {
-		t.Error(err)
 	}
 }

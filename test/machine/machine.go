@@ -7,11 +7,7 @@ package machine
 
 import (
 	"context"
-	"fmt"
 	"maps"
-	"os"
-	"os/exec"
-	"path/filepath"
 
 	"github.com/fdbridge/fdbridge/internal/vm/build"
 	"github.com/fdbridge/fdbridge/internal/vm/progress"
@@ -74,23 +70,14 @@ func (b *Builder) Kernels(ctx context.Context) (files map[string]string, err err
 // empty, with programs, from path in the guest to Go package, and with files,
 // from path in the guest to path on the host.
 func (b *Builder) Image(ctx context.Context, deb string, programs, files map[string]string) (image string, err error) {
-	dir, err := os.MkdirTemp("", "fdbridge-programs-")
-	if err != nil {
-		return "", err
-	}
-	defer os.RemoveAll(dir)
 	all := maps.Clone(files)
 	if all == nil {
 		all = map[string]string{}
 	}
 	for guest, pkg := range programs {
-		path := filepath.Join(dir, filepath.Base(guest))
-		cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w", "-o", path, pkg)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return "", fmt.Errorf("build %s: %w: %s", pkg, err, out)
+		if all[guest], err = b.builder.Program(ctx, pkg); err != nil {
+			return "", err
 		}
-		all[guest] = path
 	}
 	return b.builder.Image(ctx, build.Image{Suite: b.suite, Kernel: b.Kernel, Deb: deb, Files: all})
 }

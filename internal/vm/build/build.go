@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"github.com/fdbridge/fdbridge/internal/vm/cache"
 	"github.com/fdbridge/fdbridge/internal/vm/progress"
@@ -30,6 +31,9 @@ type Builder struct {
 	// one and returns its standard output. Both are replaced in tests.
 	run    func(ctx context.Context, log string, cmd *exec.Cmd) error
 	output func(cmd *exec.Cmd) (string, error)
+
+	linking sync.Mutex
+	linked  map[string]string // the programs, by package
 }
 
 // New returns a Builder for the module that the working directory is in and

@@ -123,7 +123,7 @@ func (h *host) run(_ context.Context, log string, cmd *exec.Cmd) error {
 			write(h.t, filepath.Join(last, dir, "base"), "")
 		}
 	case args[0] == "go":
-		write(h.t, args[5], "agent")
+		write(h.t, args[len(args)-2], "agent")
 	case args[0] == "install":
 		write(h.t, last, "")
 	case args[0] == "mke2fs":
@@ -332,6 +332,9 @@ func TestImageIsBuiltAgainWhenAnInputChanges(t *testing.T) {
 	}
 	if n := h.count("mmdebstrap"); n != 3 {
 		t.Errorf("made %d root file systems, want 3", n)
+	}
+	if n := h.count("go build"); n != 1 {
+		t.Errorf("linked the agent %d times, want once", n)
 	}
 }
 

@@ -54,12 +54,7 @@ func (b *Builder) Image(ctx context.Context, img Image) (string, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, imageWait)
 	defer cancel()
-	programs, err := os.MkdirTemp("", "fdbridge-agent-") // another image may be built at the same time
-	if err != nil {
-		return "", fmt.Errorf("build an image: %w", err)
-	}
-	defer os.RemoveAll(programs)
-	files, err := b.files(ctx, img, programs)
+	files, err := b.files(ctx, img)
 	if err != nil {
 		return "", fmt.Errorf("build an image: %w", err)
 	}
@@ -119,13 +114,10 @@ func rootArgs(suite string, packages []string, tarball, mirror string) []string 
 	return args
 }
 
-// files is img.Files and what every image has: the kernel and the agent, which is built
-// in dir.
-func (b *Builder) files(ctx context.Context, img Image, dir string) (map[string]string, error) {
-	agent := filepath.Join(dir, "vm-agent")
-	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-o", agent, "./internal/vm/agent")
-	cmd.Dir, cmd.Env = b.Module, append(os.Environ(), "CGO_ENABLED=0")
-	if err := b.run(ctx, agent+".log", cmd); err != nil {
+// files is img.Files and what every image has: the kernel and the agent.
+func (b *Builder) files(ctx context.Context, img Image) (map[string]string, error) {
+	agent, err := b.Program(ctx, "./internal/vm/agent")
+	if err != nil {
 		return nil, err
 	}
 	files := map[string]string{agentPath: agent, "/boot/bzImage": img.Kernel}
@@ -222,22 +214,31 @@ func markUpdated(tree string) error {
 		os.WriteFile(filepath.Join(tree, "var/.updated"), nil, 0o644))
 }
 
-// overlay puts the overlay's files and symlinks over a tree.
+// overlay puts the overlay's files and symlinks over a tree, and its directories where
+// there are none.
 func (i imageBuild) overlay(ctx context.Context, tree string) error {
 	from := i.input("overlay")
 	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
 		to := filepath.Join(tree, strings.TrimPrefix(path, from))
 		switch {
-		case err != nil || d.IsDir():
+		case err != nil:
 			return err
+		case d.IsDir():
+			return makeDir(to)
 		case d.Type()&fs.ModeSymlink == 0:
 			return i.install(ctx, path, to)
 		}
-		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
-			return err
-		}
 		return i.run(ctx, i.log("overlay"), exec.Command("cp", "-P", "--remove-destination", path, to))
 	})
+}
+
+// makeDir makes a directory, unless it is there, with the mode that is usual: see install.
+func makeDir(path string) error {
+	err := os.Mkdir(path, 0o755)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	return errors.Join(err, os.Chmod(path, 0o755))
 }
 
 // install copies a file and makes the directories it needs. Its mode is what is usual,

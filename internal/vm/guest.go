@@ -14,13 +14,16 @@ import (
 
 // WaitBoot waits until the guest's agent answers, for three minutes at most. It
 // returns at once when it does already.
-func (m *Machine) WaitBoot(ctx context.Context) error { return m.waitBoot(ctx, "boot") }
+func (m *Machine) WaitBoot(ctx context.Context) error {
+	return m.waitBoot(ctx, "boot", "", bootWait)
+}
 
-func (m *Machine) waitBoot(ctx context.Context, what string) error {
-	ctx, cancel := context.WithTimeout(ctx, bootWait)
+// waitBoot waits for the agent of a boot other than the one named.
+func (m *Machine) waitBoot(ctx context.Context, what, not string, bound time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, bound)
 	defer cancel()
 	begin := time.Now()
-	hello, err := m.agent().greeted(ctx, "")
+	hello, err := m.agent().greeted(ctx, not)
 	if err != nil {
 		return m.explain(fmt.Errorf("%s: no agent after %s: %w", what, since(begin), err))
 	}

@@ -3,6 +3,7 @@
 package vm
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/fdbridge/fdbridge/internal/vm/progress"
 	"github.com/fdbridge/fdbridge/internal/vm/wire"
@@ -19,7 +21,7 @@ import (
 type guest struct {
 	net.Conn
 	wire *wire.Conn
-	// fate is what "depart", the command that asks for another boot, leads to.
+	// fate is what a command that asks for another boot, or "depart", leads to.
 	fate func(g *guest, r wire.Request)
 	// asked is what default.target answers next, in turn: 0 for having come back.
 	asked []int
@@ -60,7 +62,7 @@ func (g *guest) serve() {
 		switch {
 		case err != nil:
 			return
-		case m.Request.Argv[0] == "depart":
+		case m.Request.Argv[0] == "depart" || g.fate != nil && slices.Contains(m.Request.Argv, "--no-block"):
 			g.fate(g, *m.Request)
 		case !slices.Contains(m.Request.Argv, started): // it does not ask whether the guest has come back
 			g.reply(*m.Request, 0)
@@ -106,6 +108,31 @@ func TestAnUpdateThatIsCalledOffIsAnErrorOfKexec(t *testing.T) {
 	m := guestMachine(t, &guest{asked: []int{0}})
 	if err := m.Kexec(t.Context()); err == nil || !strings.Contains(err.Error(), "same kernel") {
 		t.Errorf("error is %v", err)
+	}
+}
+
+func TestKexecWithinWaitsForItsOwnBoundAndAsksNothing(t *testing.T) {
+	const asked = 7
+	for name, test := range map[string]struct {
+		fate  func(g *guest, r wire.Request)
+		bound time.Duration
+		want  error
+	}{
+		"another boot":  {func(g *guest, r wire.Request) { g.reply(r, 0); g.hello("b2") }, time.Minute, nil},
+		"cut off by it": {func(g *guest, _ wire.Request) { g.hello("b2") }, time.Minute, nil},
+		"none":          {func(g *guest, r wire.Request) { g.reply(r, 0) }, 2 * leavePoll, context.DeadlineExceeded},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			g := &guest{fate: test.fate, asked: []int{asked}}
+			m := guestMachine(t, g)
+			if err := m.KexecWithin(t.Context(), test.bound); !errors.Is(err, test.want) {
+				t.Errorf("error is %v, want %v", err, test.want)
+			}
+			if len(g.asked) != 1 {
+				t.Error("the guest was asked whether it has come back")
+			}
+		})
 	}
 }
 

@@ -69,6 +69,15 @@ func (l load) String() string {
 	return text
 }
 
+// memfds are the files of a unit as benchsvc is told of them.
+func (l load) memfds() string {
+	text := fmt.Sprint(l.files, " ", l.size)
+	if l.sealed {
+		text += " sealed"
+	}
+	return text
+}
+
 // system is what carries a load.
 type system struct {
 	name, image string

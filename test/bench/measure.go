@@ -66,7 +66,7 @@ func repeated(ctx context.Context, config vm.Config, l load, s system) (m figure
 // measure takes a machine of its own through one update.
 func measure(ctx context.Context, config vm.Config, l load, s system) (f figures, err error) {
 	err = withMachine(ctx, config, func(ctx context.Context, m *vm.Machine) error {
-		r, err := m.Shell(ctx, fmt.Sprintf("%sbenchsvc loop %d %d %d", machine.GuestPrograms, l.units, l.files, l.size))
+		r, err := m.Shell(ctx, fmt.Sprintf("%sbenchsvc loop %d %s", machine.GuestPrograms, l.units, l.memfds()))
 		if err != nil {
 			return err
 		}
@@ -115,13 +115,9 @@ func withMachine(ctx context.Context, config vm.Config, do func(ctx context.Cont
 
 // populate starts the units, and prepares.
 func populate(ctx context.Context, m *vm.Machine, l load) error {
-	sealed := ""
-	if l.sealed {
-		sealed = " sealed"
-	}
 	unit := fmt.Sprintf("[Service]\nType=notify\nFileDescriptorStoreMax=10000\nFileDescriptorStorePreserve=yes\nLimitNOFILE=20000\n"+
-		"TimeoutStartSec=infinity\nExecStart=%sbenchsvc serve %d %d%s\n[Install]\nWantedBy=multi-user.target\n",
-		machine.GuestPrograms, l.files, l.size, sealed)
+		"TimeoutStartSec=infinity\nExecStart=%sbenchsvc serve %s\n[Install]\nWantedBy=multi-user.target\n",
+		machine.GuestPrograms, l.memfds())
 	if err := m.WriteFile(ctx, "/etc/systemd/system/bench@.service", []byte(unit), 0o644); err != nil {
 		return err
 	}
@@ -173,7 +169,7 @@ systemctl show -P ExecMainStartTimestampMonotonic 'bench@*.service'`)
 // systemd-shutdown says before it preserves, and what it says after (src/shutdown/shutdown.c,
 // systemd 262); and what the kernel says at the kexec.
 var (
-	markLine    = regexp.MustCompile(`\[ *(\d+\.\d+)\] benchsvc: (\d+)`)
+	markLine    = regexp.MustCompile(`\[ *(\d+\.\d+)\] benchsvc: at (\d+)`)
 	syncedLine  = regexp.MustCompile(`\[ *(\d+\.\d+)\] systemd-shutdown\[1\]: Syncing filesystems and block devices`)
 	carriedLine = regexp.MustCompile(`\[ *(\d+\.\d+)\] systemd-shutdown\[1\]: Preserved fd stores in LUO session`)
 	kexecLine   = regexp.MustCompile(`\[ *(\d+\.\d+)\] kexec_core: Starting new kernel`)

@@ -8,7 +8,6 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/fdbridge/fdbridge/internal/vm"
 )
@@ -17,7 +16,7 @@ import (
 const tracePath = "/var/tmp/preserve.trace"
 
 // count says how many system calls and bytes of PID 1's socket it takes to preserve a
-// file, and how much memory the programs take. strace makes it take long, so that it is
+// file, and how large the programs are. strace makes it take long, so that it is
 // not measured at the same time.
 func count(ctx context.Context, config vm.Config) (text string, err error) {
 	err = withMachine(ctx, config, func(ctx context.Context, m *vm.Machine) error {
@@ -35,19 +34,16 @@ timeout 60 sh -c 'until grep -q "^TracerPid:[^0-9]*[1-9]" /proc/%[2]s/status; do
 		if err != nil {
 			return err
 		}
-		peak := make(chan int64)
-		watching, stop := context.WithCancel(ctx)
-		go func() { peak <- highest(watching, m, pid) }()
-		err = m.Kexec(ctx)
-		stop()
-		preserve := <-peak
-		if err != nil {
+		if err := m.KexecWithin(ctx, kexecWait); err != nil {
 			return err
 		}
-		if r, err = m.Shell(ctx, settled+"\ncat "+tracePath); err != nil {
+		if err := settle(ctx, m); err != nil {
 			return err
 		}
-		text = calls(r.Stdout) + fmt.Sprintf("peak of the memory of fdbridged preserve: %.1f MB\n", float64(preserve)/1e6)
+		if r, err = m.Shell(ctx, "cat "+tracePath); err != nil {
+			return err
+		}
+		text = calls(r.Stdout)
 		r, err = m.Shell(ctx, sizes)
 		text += r.Stdout
 		return err
@@ -60,27 +56,6 @@ const sizes = `
 echo "fdbridge-inject: $(stat -c %s /usr/lib/fdbridge/fdbridge-inject) bytes; the package installed: $(dpkg-query -W -f '${Installed-Size}' fdbridge) KiB"
 systemd-run --quiet --wait --pipe -p MemoryAccounting=yes -p Type=oneshot -p NotifyAccess=all -p FileDescriptorStoreMax=1 -p 'ExecStopPost=sh -c "echo \"memory of a unit with nothing but fdbridge-inject: $(cat /sys/fs/cgroup/system.slice/inject.service/memory.peak) bytes\""' -u inject /usr/lib/fdbridge/fdbridge-inject
 `
-
-// highest reads the peak of a process's memory until it has ended, in bytes.
-func highest(ctx context.Context, m *vm.Machine, pid string) (peak int64) {
-	line := regexp.MustCompile(`VmHWM:\s*(\d+) kB`)
-	for {
-		status, err := m.ReadFile(ctx, "/proc/"+pid+"/status")
-		found := line.FindSubmatch(status)
-		if err != nil || found == nil {
-			return peak
-		}
-		kib, err := strconv.ParseInt(string(found[1]), 10, 64)
-		if err != nil {
-			return peak
-		}
-		peak = max(peak, kib*1024)
-		select {
-		case <-ctx.Done():
-		case <-time.After(200 * time.Millisecond):
-		}
-	}
-}
 
 // Lines of strace, which begin with the thread's number: the connection to PID 1, with
 // the socket's inode; the start of a transfer over one, which another thread may

@@ -14,7 +14,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -30,53 +29,9 @@ var (
 	output = flag.String("o", "bench.md", "the file to write the table to, too")
 )
 
-// load is what there is to carry.
-type load struct {
-	units, files, size int
-	sealed             bool
-	prepare            bool // with fdbridgectl prepare before
-}
-
-const (
-	page = 4 << 10
-	mib  = 1 << 20
-)
-
-// loads are measured one after the other, each on machines of its own.
-var loads = []load{
-	{units: 1, files: 10, size: page},
-	{units: 10, files: 10, size: page},
-	{units: 100, files: 10, size: page},
-	{units: 200, files: 20, size: page},
-	{units: 1000, files: 10, size: page},
-	{units: 1, files: 100, size: page},
-	{units: 1, files: 1000, size: page},
-	{units: 1, files: 5000, size: page},
-	{units: 1, files: 1, size: 1024 * mib, sealed: true},
-	{units: 1, files: 1, size: 1024 * mib, sealed: true, prepare: true},
-	{units: 1, files: 8, size: 128 * mib, sealed: true},
-	{units: 1, files: 8, size: 128 * mib, sealed: true, prepare: true},
-}
-
-// counted is the load whose system calls are counted.
-var counted = load{units: 20, files: 20, size: page}
-
-func (l load) String() string {
-	text := fmt.Sprintf("%d x %d x %d KiB", l.units, l.files, l.size>>10)
-	if l.prepare {
-		text += ", prepared"
-	}
-	return text
-}
-
-// memfds are the files of a unit as benchsvc is told of them.
-func (l load) memfds() string {
-	text := fmt.Sprint(l.files, " ", l.size)
-	if l.sealed {
-		text += " sealed"
-	}
-	return text
-}
+// memory is the machines', in MiB: a thousand units have a process each, and with fdbridge
+// as many more while they start.
+const memory = 8192
 
 // system is what carries a load.
 type system struct {
@@ -86,7 +41,7 @@ type system struct {
 
 func main() {
 	flag.Parse()
-	if flag.NArg() != 1 {
+	if flag.NArg() != 1 || *runs < 1 {
 		fmt.Fprintln(os.Stderr, "usage: bench [-runs N] [-least N] [-most N] [-o FILE] PACKAGE")
 		os.Exit(2)
 	}
@@ -114,8 +69,8 @@ func run(ctx context.Context, deb string) (err error) {
 	}
 	defer func() { err = errors.Join(err, file.Close()) }()
 	out := io.MultiWriter(os.Stdout, file)
-	config := vm.Config{Name: "bench", Kernel: builder.Kernel, Memory: 4096, Log: log}
-	fmt.Fprint(out, header)
+	config := vm.Config{Name: "bench", Kernel: builder.Kernel, Memory: memory, Log: log}
+	fmt.Fprint(out, tableHeader())
 	for _, l := range loads {
 		if l.units < *least || l.units > *most {
 			continue
@@ -128,10 +83,10 @@ func run(ctx context.Context, deb string) (err error) {
 			if err != nil {
 				return fmt.Errorf("%v with %s: %w", l, s.name, err)
 			}
-			fmt.Fprintln(out, f.row(l, s))
+			fmt.Fprint(out, f.row(l, s))
 		}
 	}
-	fmt.Fprint(out, legend)
+	fmt.Fprint(out, legend())
 	config.Image = systems[0].image
 	text, err := count(ctx, config)
 	fmt.Fprint(out, text)
@@ -157,30 +112,3 @@ func build(ctx context.Context, builder *machine.Builder, deb string) (systems [
 	}
 	return systems, nil
 }
-
-const header = `| units x memfds x size | with | loop | ready | own | down | start | first | last | serve |
-|---|---|---|---|---|---|---|---|---|---|
-`
-
-const legend = `
-loop: a plain loop that does nothing but put as many memfds into a session for each unit
-ready: all services stopped (shutdown.target) to the sessions' being complete
-own: what of ready nothing else is done in
-down: all services stopped to the start of the next kernel
-start: PID 1's start to the first unit's beginning to start
-first, last: PID 1's start to the start of the first and the last main process
-serve: the peak of fdbridged's resident memory
-
-`
-
-// row is a line of the table.
-func (f *figures) row(l load, s system) string {
-	serve := ""
-	if !s.alone {
-		serve = fmt.Sprintf("%.1f MB", float64(f.serve)/1e6)
-	}
-	return fmt.Sprintf("| %v | %s | %.0f ms | %.0f ms | %.0f ms | %.2f s | %.2f s | %.2f s | %.2f s | %s |", l, s.name,
-		ms(f.loop), ms(f.ready), ms(f.own), f.down.Seconds(), f.start.Seconds(), f.first.Seconds(), f.last.Seconds(), serve)
-}
-
-func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1e3 }

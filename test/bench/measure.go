@@ -5,10 +5,8 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,20 +16,31 @@ import (
 	"github.com/fdbridge/fdbridge/test/machine"
 )
 
-// timeout bounds what is done with one machine for one load.
-const timeout = 40 * time.Minute
+const (
+	// timeout bounds what is done with one machine for one load, and each command in it.
+	timeout = 90 * time.Minute
+	// kexecWait bounds an update up to the first process of the next boot.
+	kexecWait = 30 * time.Minute
+	// settlePoll is how often a machine is asked whether it has started all.
+	settlePoll = 5 * time.Second
+	// together is how many units are started at once before the update. PID 1 starts all
+	// before it reads a message, for which services wait 80 seconds at most.
+	together = 100
 
-// settled waits until the guest has started all that it starts.
-const settled = "systemctl is-system-running --wait > /dev/null || true"
+	benchsvc = machine.GuestPrograms + "benchsvc"
+)
 
-// figures is what one run gives.
-type figures struct {
-	loop, ready, own, down, start, first, last time.Duration
-	serve                                      int64 // bytes
-}
+// Units of the guest.
+const (
+	template     = "bench@.service"
+	peaksUnit    = "bench-peaks.service"
+	preserveUnit = "fdbridge-preserve.service"
+	stoppedUnit  = "shutdown.target"
+	lateUnit     = "final.target"
+)
 
 // repeated measures a load some times, and returns the medians.
-func repeated(ctx context.Context, config vm.Config, l load, s system) (m figures, err error) {
+func repeated(ctx context.Context, config vm.Config, l load, s system) (figures, error) {
 	config.Image = s.image
 	var all []figures
 	for range *runs {
@@ -41,51 +50,37 @@ func repeated(ctx context.Context, config vm.Config, l load, s system) (m figure
 		}
 		all = append(all, f)
 	}
-	for _, get := range []func(f *figures) *time.Duration{
-		func(f *figures) *time.Duration { return &f.loop },
-		func(f *figures) *time.Duration { return &f.ready },
-		func(f *figures) *time.Duration { return &f.own },
-		func(f *figures) *time.Duration { return &f.down },
-		func(f *figures) *time.Duration { return &f.start },
-		func(f *figures) *time.Duration { return &f.first },
-		func(f *figures) *time.Duration { return &f.last },
-	} {
-		var list []time.Duration
-		for i := range all {
-			list = append(list, *get(&all[i]))
-		}
-		slices.Sort(list)
-		*get(&m) = list[len(list)/2]
-	}
-	for _, f := range all {
-		m.serve = max(m.serve, f.serve)
-	}
-	return m, nil
+	return medians(all), nil
 }
 
 // measure takes a machine of its own through one update.
 func measure(ctx context.Context, config vm.Config, l load, s system) (f figures, err error) {
 	err = withMachine(ctx, config, func(ctx context.Context, m *vm.Machine) error {
-		r, err := m.Shell(ctx, fmt.Sprintf("%sbenchsvc loop %d %s", machine.GuestPrograms, l.units, l.memfds()))
+		r, err := m.Shell(ctx, fmt.Sprintf("%s loop %d %s", benchsvc, l.units, l.memfds()))
 		if err != nil {
 			return err
 		}
-		if f.loop, err = microseconds(r.Stdout); err != nil {
+		took, err := microseconds(r.Stdout)
+		if err != nil {
 			return err
 		}
+		f.loop = took.Seconds()
 		if err := populate(ctx, m, l); err != nil {
 			return err
 		}
-		if _, err := m.Run(ctx, machine.GuestPrograms+"benchsvc", "mark"); err != nil {
+		if _, err := m.Run(ctx, benchsvc, "mark"); err != nil {
 			return err
 		}
-		if err := m.Kexec(ctx); err != nil {
+		if err := m.KexecWithin(ctx, kexecWait); err != nil {
 			return err
 		}
-		if err := f.starts(ctx, m, l.units); err != nil {
+		if err := settle(ctx, m); err != nil {
 			return err
 		}
-		return f.stops(ctx, m, s)
+		if err := f.boot(ctx, m, l); err != nil {
+			return err
+		}
+		return f.shutdown(ctx, m, s)
 	})
 	return f, err
 }
@@ -107,131 +102,138 @@ func withMachine(ctx context.Context, config vm.Config, do func(ctx context.Cont
 	if err := m.WaitBoot(ctx); err != nil {
 		return err
 	}
-	if _, err := m.Shell(ctx, settled); err != nil {
+	if err := settle(ctx, m); err != nil {
 		return err
 	}
 	return do(ctx, m)
 }
 
+// settle waits until the guest has started all that it starts. It asks seldom: PID 1 would
+// tell "systemctl is-system-running --wait" of each change of each unit meanwhile.
+func settle(ctx context.Context, m *vm.Machine) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(settlePoll):
+		}
+		r, err := m.Do(ctx, vm.Command{Argv: []string{"systemctl", "is-system-running"}})
+		if state := strings.TrimSpace(r.Stdout); err != nil || state == "running" || state == "degraded" {
+			return err
+		}
+	}
+}
+
 // populate starts the units, and prepares.
 func populate(ctx context.Context, m *vm.Machine, l load) error {
-	unit := fmt.Sprintf("[Service]\nType=notify\nFileDescriptorStoreMax=10000\nFileDescriptorStorePreserve=yes\nLimitNOFILE=20000\n"+
-		"TimeoutStartSec=infinity\nExecStart=%sbenchsvc serve %s\n[Install]\nWantedBy=multi-user.target\n",
-		machine.GuestPrograms, l.memfds())
-	if err := m.WriteFile(ctx, "/etc/systemd/system/bench@.service", []byte(unit), 0o644); err != nil {
-		return err
+	for name, text := range unitFiles(l) {
+		if err := m.WriteFile(ctx, "/etc/systemd/system/"+name, []byte(text), 0o644); err != nil {
+			return err
+		}
 	}
-	script := "systemctl enable --now"
+	script := "systemctl enable -q " + peaksUnit + "\n" // which reloads PID 1
+	var names []string
 	for i := range l.units {
-		script += fmt.Sprintf(" bench@%d.service", i)
+		names = append(names, fmt.Sprintf("bench@%d.service", i))
+	}
+	for some := range slices.Chunk(names, together) {
+		list := strings.Join(some, " ")
+		script += fmt.Sprintf("systemctl enable -q --no-reload %s\nsystemctl start %[1]s\n", list)
 	}
 	if l.prepare {
-		script += "\nfdbridgectl prepare >&2"
+		script += "fdbridgectl prepare >&2\n"
 	}
 	_, err := m.Shell(ctx, script)
 	return err
 }
 
+// unitFiles are those of the load's units, and of one that looks at the memory of
+// processes when all is preserved.
+func unitFiles(l load) map[string]string {
+	return map[string]string{
+		template: fmt.Sprintf(`[Service]
+Type=notify
+FileDescriptorStoreMax=10000
+FileDescriptorStorePreserve=yes
+LimitNOFILE=20000
+TimeoutStartSec=infinity
+ExecStart=%s serve %s
+[Install]
+WantedBy=multi-user.target
+`, benchsvc, l.memfds()),
+		peaksUnit: fmt.Sprintf(`[Unit]
+DefaultDependencies=no
+After=%s %s
+Before=systemd-kexec.service
+[Service]
+Type=oneshot
+ExecStart=%s peaks
+[Install]
+WantedBy=kexec.target
+`, preserveUnit, lateUnit, benchsvc),
+	}
+}
+
+// boot finds out when the units were started, and whether all has arrived.
+func (f *figures) boot(ctx context.Context, m *vm.Machine, l load) error {
+	r, err := m.Shell(ctx, `systemctl show -P UserspaceTimestampMonotonic
+pid=$(systemctl show -P MainPID fdbridged.service)
+if test $pid = 0; then echo 0; else sed -n 's/^VmHWM:[^0-9]*\([0-9]*\).*/\1/p' /proc/$pid/status; fi`)
+	if err != nil {
+		return err
+	}
+	var userspace, kib int64
+	if _, err := fmt.Sscan(r.Stdout, &userspace, &kib); err != nil {
+		return fmt.Errorf("the guest says %q: %w", r.Stdout, err)
+	}
+	f.serve = float64(kib * 1024)
+	if r, err = m.Run(ctx, "systemctl", "show", "-p", properties, "bench@*.service"); err != nil {
+		return err
+	}
+	return f.starts(r.Stdout, time.Duration(userspace)*time.Microsecond, l)
+}
+
+// shutdown finds out how the boot before has ended.
+func (f *figures) shutdown(ctx context.Context, m *vm.Machine, s system) error {
+	units := []string{stoppedUnit, lateUnit, peaksUnit}
+	if !s.alone {
+		units = append(units, preserveUnit)
+	}
+	at := map[string]time.Duration{}
+	for _, unit := range units {
+		r, err := m.Shell(ctx, "journalctl -q -b -1 -n 1 -o json _PID=1 JOB_TYPE=start JOB_RESULT=done UNIT="+unit)
+		if err == nil {
+			at[unit], err = sent(r.Stdout)
+		}
+		if err != nil {
+			return fmt.Errorf("the journal of the boot before does not say when %s was started: %w", unit, err)
+		}
+	}
+	return f.stops(m.Console(), at, s)
+}
+
+// sent is when a message of the journal was sent: journald stamps it when it gets to it, and
+// a busy one is late.
+func sent(text string) (time.Duration, error) {
+	var message struct {
+		Monotonic string `json:"__MONOTONIC_TIMESTAMP"`
+		Realtime  string `json:"__REALTIME_TIMESTAMP"`
+		Source    string `json:"_SOURCE_REALTIME_TIMESTAMP"`
+	}
+	if err := json.Unmarshal([]byte(text), &message); err != nil {
+		return 0, fmt.Errorf("%q: %w", text, err)
+	}
+	var times [3]time.Duration
+	for i, field := range []string{message.Monotonic, message.Realtime, message.Source} {
+		var err error
+		if times[i], err = microseconds(field); err != nil {
+			return 0, fmt.Errorf("%q: %w", text, err)
+		}
+	}
+	return times[0] - (times[1] - times[2]), nil
+}
+
 func microseconds(text string) (time.Duration, error) {
 	n, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64)
 	return time.Duration(n) * time.Microsecond, err
-}
-
-// starts waits for all units, and finds out when they were started.
-func (f *figures) starts(ctx context.Context, m *vm.Machine, units int) error {
-	r, err := m.Shell(ctx, settled+`
-systemctl show -P UserspaceTimestampMonotonic
-systemctl show -P InactiveExitTimestampMonotonic 'bench@*.service' | sort -n | sed -n '/./{p;q}'
-pid=$(systemctl show -P MainPID fdbridged.service)
-if test $pid = 0; then echo 0; else sed -n 's/^VmHWM:[^0-9]*\([0-9]*\).*/\1/p' /proc/$pid/status; fi
-systemctl show -P ExecMainStartTimestampMonotonic 'bench@*.service'`)
-	if err != nil {
-		return err
-	}
-	var times []time.Duration
-	for _, field := range strings.Fields(r.Stdout) {
-		us, err := microseconds(field)
-		if err != nil {
-			return err
-		}
-		times = append(times, us)
-	}
-	const others = 3
-	if len(times) != others+units {
-		return fmt.Errorf("%d units have started, not %d", len(times)-others, units)
-	}
-	f.start, f.serve = times[1]-times[0], int64(times[2]/time.Microsecond)*1024
-	f.first, f.last = slices.Min(times[others:])-times[0], slices.Max(times[others:])-times[0]
-	return nil
-}
-
-// Lines of the console: what benchsvc marks, with its own clock; the last that
-// systemd-shutdown says before it preserves, and what it says after (src/shutdown/shutdown.c,
-// systemd 262); and what the kernel says at the kexec.
-var (
-	markLine    = regexp.MustCompile(`\[ *(\d+\.\d+)\] benchsvc: at (\d+)`)
-	syncedLine  = regexp.MustCompile(`\[ *(\d+\.\d+)\] systemd-shutdown\[1\]: Syncing filesystems and block devices`)
-	carriedLine = regexp.MustCompile(`\[ *(\d+\.\d+)\] systemd-shutdown\[1\]: Preserved fd stores in LUO session`)
-	kexecLine   = regexp.MustCompile(`\[ *(\d+\.\d+)\] kexec_core: Starting new kernel`)
-)
-
-// stops finds out how the boot before has ended, from its journal and from the console,
-// whose clocks differ.
-func (f *figures) stops(ctx context.Context, m *vm.Machine, s system) error {
-	stopped, err := reached(ctx, m, "shutdown.target")
-	if err != nil {
-		return err
-	}
-	console := m.Console()
-	mark := markLine.FindStringSubmatch(console)
-	if mark == nil {
-		return errors.New("the console does not show what benchsvc has marked")
-	}
-	told, err := stamp(mark)
-	if err != nil {
-		return err
-	}
-	clock, err := microseconds(mark[2])
-	if err != nil {
-		return err
-	}
-	kexec, err := stamp(kexecLine.FindStringSubmatch(console))
-	if err != nil {
-		return err
-	}
-	f.down = kexec - told + clock - stopped
-	if !s.alone {
-		ready, err := reached(ctx, m, "fdbridge-preserve.service")
-		f.ready = ready - stopped
-		f.own = f.ready
-		return err
-	}
-	synced, err1 := stamp(syncedLine.FindStringSubmatch(console))
-	carried, err2 := stamp(carriedLine.FindStringSubmatch(console))
-	f.ready, f.own = carried-told+clock-stopped, carried-synced
-	return errors.Join(err1, err2)
-}
-
-// stamp is the time of a line of the console.
-func stamp(line []string) (time.Duration, error) {
-	if line == nil {
-		return 0, errors.New("a line is missing on the console")
-	}
-	seconds, err := strconv.ParseFloat(line[1], 64)
-	return time.Duration(seconds * float64(time.Second)), err
-}
-
-// reached is when PID 1 has said that a unit was started, in the boot before.
-func reached(ctx context.Context, m *vm.Machine, unit string) (time.Duration, error) {
-	r, err := m.Shell(ctx, "journalctl -q -b -1 -n 1 -o json _PID=1 JOB_TYPE=start JOB_RESULT=done UNIT="+unit)
-	if err != nil {
-		return 0, err
-	}
-	var message struct {
-		Monotonic string `json:"__MONOTONIC_TIMESTAMP"`
-	}
-	if err := json.Unmarshal([]byte(r.Stdout), &message); err != nil {
-		return 0, fmt.Errorf("the journal of the boot before does not say when %s was started: %w: %s", unit, err, r.Stdout)
-	}
-	return microseconds(message.Monotonic)
 }

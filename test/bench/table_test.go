@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"strings"
+	"testing"
+)
+
+func TestLoadsAreNamed(t *testing.T) {
+	for want, l := range map[string]load{
+		"20 x 20 x 4 KiB":                 counted,
+		"1 x 8 x 8 MiB, sealed":           {units: 1, files: 8, size: 8 * mib, sealed: true},
+		"1 x 1 x 1 GiB, sealed, prepared": {units: 1, files: 1, size: 1024 * mib, sealed: true, prepare: true},
+	} {
+		if l.String() != want {
+			t.Errorf("it is named %q, want %q", l, want)
+		}
+	}
+	if got := (load{files: 8, size: 4 * kib}).memfds(); got != "8 4096" {
+		t.Errorf("the memfds are %q", got)
+	}
+	if got := (load{files: 1, size: mib, sealed: true}).memfds(); got != "1 1048576 sealed" {
+		t.Errorf("the memfds are %q", got)
+	}
+}
+
+func TestMedian(t *testing.T) {
+	for _, test := range []struct {
+		list []float64
+		want float64
+	}{
+		{[]float64{7}, 7},
+		{[]float64{4, 1}, 2.5},
+		{[]float64{9, 1, 2}, 2},
+		{[]float64{9, 1, 2, 4}, 3},
+	} {
+		if got := median(test.list); got != test.want {
+			t.Errorf("the median of %v is %v, want %v", test.list, got, test.want)
+		}
+	}
+}
+
+func TestMediansAreOfEachFigureByItself(t *testing.T) {
+	got := medians([]figures{{loop: 1, serve: 30}, {loop: 3, serve: 20, unit: -2}, {loop: 2, serve: 10, unit: -1}})
+	if want := (figures{loop: 2, serve: 20, unit: -1}); got != want {
+		t.Errorf("the medians are %+v, want %+v", got, want)
+	}
+}
+
+func TestRowsHaveACellForEachColumn(t *testing.T) {
+	f := figures{loop: 0.0104, ready: 1.25, own: 1.25, down: 2.345, start: 7, unit: -0.015, first: 8, last: 9.5, preserve: 9.87e6, pid1: 16.04e6}
+	got := f.row(load{units: 1, files: 10, size: 4 * kib}, system{name: "s"})
+	want := "| 1 x 10 x 4 KiB | s | 10 ms | 1250 ms | 1250 ms | 2.35 s | 7.00 s | -15 ms | 8.00 s | 9.50 s | 9.9 MB | 16.0 MB |  |\n"
+	if got != want {
+		t.Errorf("the row is %q, want %q", got, want)
+	}
+	names, rule, _ := strings.Cut(tableHeader(), "\n")
+	cells := strings.Count(want, "|")
+	if strings.Count(names, "|") != cells || strings.Count(rule, "|") != cells {
+		t.Errorf("the head has another number of cells than %d:\n%s\n%s", cells, names, rule)
+	}
+	for _, c := range columns {
+		if !strings.Contains(legend(), "\n"+c.name+": ") {
+			t.Errorf("the legend does not have %q", c.name)
+		}
+	}
+}

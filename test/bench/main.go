@@ -25,7 +25,7 @@ import (
 var (
 	runs   = flag.Int("runs", 3, "how often each load is measured on each system; the medians are printed")
 	least  = flag.Int("least", 0, "the smallest number of units to measure")
-	most   = flag.Int("most", 200, "the greatest number of units to measure")
+	most   = flag.Int("most", 1000, "the greatest number of units to measure")
 	output = flag.String("o", "bench.md", "the file to write the table to, too")
 )
 
@@ -70,27 +70,34 @@ func run(ctx context.Context, deb string) (err error) {
 	defer func() { err = errors.Join(err, file.Close()) }()
 	out := io.MultiWriter(os.Stdout, file)
 	config := vm.Config{Name: "bench", Kernel: builder.Kernel, Memory: memory, Log: log}
-	fmt.Fprint(out, tableHeader())
-	for _, l := range loads {
-		if l.units < *least || l.units > *most {
-			continue
-		}
-		for _, s := range systems {
-			if s.alone && l.prepare {
-				continue
-			}
-			f, err := repeated(ctx, config, l, s)
-			if err != nil {
-				return fmt.Errorf("%v with %s: %w", l, s.name, err)
-			}
-			fmt.Fprint(out, f.row(l, s))
-		}
-	}
+	failed := tabulate(ctx, config, systems, out)
 	fmt.Fprint(out, legend())
 	config.Image = systems[0].image
 	text, err := count(ctx, config)
 	fmt.Fprint(out, text)
-	return err
+	return errors.Join(failed, err)
+}
+
+// tabulate measures the loads on all systems and writes each row as soon as it is there. A
+// load that cannot be measured does not keep the others from it.
+func tabulate(ctx context.Context, config vm.Config, systems []system, out io.Writer) (failed error) {
+	fmt.Fprint(out, tableHeader())
+	for _, l := range loads {
+		for _, s := range systems {
+			if l.units < *least || l.units > *most || s.alone && l.prepare || ctx.Err() != nil {
+				continue
+			}
+			f, err := repeated(ctx, config, l, s)
+			if err != nil {
+				config.Log.Printf("%v with %s: %v", l, s.name, err)
+				failed = errors.Join(failed, fmt.Errorf("%v with %s could not be measured", l, s.name))
+				fmt.Fprint(out, failedRow(l, s, err))
+				continue
+			}
+			fmt.Fprint(out, f.row(l, s))
+		}
+	}
+	return failed
 }
 
 // build builds the images of the systems; that which has what is counted comes first.

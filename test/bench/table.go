@@ -91,6 +91,13 @@ func (f *figures) row(l load, s system) string {
 	return line(cells...)
 }
 
+// failedRow is that of a load that could not be measured.
+func failedRow(l load, s system, err error) string {
+	const most = 200
+	why := []rune(strings.Join(strings.Fields(strings.ReplaceAll(err.Error(), "|", "/")), " "))
+	return line(l.String(), s.name, "failed: "+string(why[:min(len(why), most)]))
+}
+
 // medians are those of at least one run.
 func medians(all []figures) (m figures) {
 	for _, c := range columns {

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"strings"
 	"testing"
 )
@@ -64,5 +65,14 @@ func TestRowsHaveACellForEachColumn(t *testing.T) {
 		if !strings.Contains(legend(), "\n"+c.name+": ") {
 			t.Errorf("the legend does not have %q", c.name)
 		}
+	}
+}
+
+func TestAFailureIsARow(t *testing.T) {
+	err := errors.New("status 1\n| said this\n" + strings.Repeat("x", 1000))
+	got := failedRow(counted, system{name: "s"}, err)
+	want := "| 20 x 20 x 4 KiB | s | failed: status 1 / said this " + strings.Repeat("x", 179) + " |\n"
+	if got != want {
+		t.Errorf("the row is %q, want %q", got, want)
 	}
 }

@@ -3,7 +3,8 @@
 // Command bench measures, in the VM, what a live update takes: with fdbridge on
 // systemd 257 and on 262, with what systemd 262 does alone, and in a plain loop of
 // system calls that does nothing but preserve as many files. It is run by make bench
-// with the path of the package to measure, prints a table, and writes it to a file.
+// with the path of the package to measure, prints a table of medians and one of their
+// ratios, and writes them to a file.
 package main
 
 import (
@@ -26,7 +27,7 @@ var (
 	runs   = flag.Int("runs", 3, "how often each load is measured on each system; the medians are printed")
 	least  = flag.Int("least", 0, "the smallest number of units to measure")
 	most   = flag.Int("most", 1000, "the greatest number of units to measure")
-	output = flag.String("o", "bench.md", "the file to write the table to, too")
+	output = flag.String("o", "bench.md", "the file to write the tables to, too")
 )
 
 // memory is the machines', in MiB: a thousand units have a process each, and with fdbridge
@@ -70,8 +71,8 @@ func run(ctx context.Context, deb string) (err error) {
 	defer func() { err = errors.Join(err, file.Close()) }()
 	out := io.MultiWriter(os.Stdout, file)
 	config := vm.Config{Name: "bench", Kernel: builder.Kernel, Memory: memory, Log: log}
-	failed := tabulate(ctx, config, systems, out)
-	fmt.Fprint(out, legend())
+	of, failed := tabulate(ctx, config, systems, out)
+	fmt.Fprint(out, legend(), ratios(systems, of))
 	config.Image = systems[0].image
 	text, err := count(ctx, config)
 	fmt.Fprint(out, text)
@@ -80,7 +81,8 @@ func run(ctx context.Context, deb string) (err error) {
 
 // tabulate measures the loads on all systems and writes each row as soon as it is there. A
 // load that cannot be measured does not keep the others from it.
-func tabulate(ctx context.Context, config vm.Config, systems []system, out io.Writer) (failed error) {
+func tabulate(ctx context.Context, config vm.Config, systems []system, out io.Writer) (of map[measured]figures, failed error) {
+	of = map[measured]figures{}
 	fmt.Fprint(out, tableHeader())
 	for _, l := range loads {
 		for _, s := range systems {
@@ -94,10 +96,11 @@ func tabulate(ctx context.Context, config vm.Config, systems []system, out io.Wr
 				fmt.Fprint(out, failedRow(l, s, err))
 				continue
 			}
+			of[measured{l, s.name}] = f
 			fmt.Fprint(out, f.row(l, s))
 		}
 	}
-	return failed
+	return of, failed
 }
 
 // build builds the images of the systems; that which has what is counted comes first.

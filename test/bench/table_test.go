@@ -6,6 +6,8 @@ import (
 	"errors"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
 )
 
 func TestLoadsAreNamed(t *testing.T) {
@@ -74,5 +76,36 @@ func TestAFailureIsARow(t *testing.T) {
 	want := "| 20 x 20 x 4 KiB | s | failed: status 1 / said this " + strings.Repeat("x", 179) + " |\n"
 	if got != want {
 		t.Errorf("the row is %q, want %q", got, want)
+	}
+}
+
+func TestRatios(t *testing.T) {
+	systems := []system{{name: "a"}, {name: "b"}, {name: "c", alone: true}}
+	small, large := loads[0], load{units: 1, files: 1, size: 1024 * mib, sealed: true}
+	prepared := large
+	prepared.prepare = true
+	got := ratios(systems, map[measured]figures{
+		{small, "a"}:    {loop: 0.010, ready: 0.110, start: 2},
+		{small, "b"}:    {loop: 0.020, ready: 0.015, start: 5},
+		{small, "c"}:    {loop: 0.010, ready: 0.200, start: 4},
+		{large, "a"}:    {loop: 0.8, ready: 1, start: 2},
+		{large, "c"}:    {loop: 0.8, ready: 2, start: 4},
+		{prepared, "a"}: {loop: 0.8, ready: 0.1, start: 1},
+		{prepared, "b"}: {loop: 0.8, ready: 0.1, start: 1}, // not measured unprepared
+	})
+	rows := ""
+	for row := range strings.Lines(got) {
+		if strings.Contains(row, "iB") {
+			rows += row
+		}
+	}
+	want := `| 1 x 10 x 4 KiB | a | 0.55 | 0.50 | 11.00 |  | 10.000 ms | 100.00 ms |
+| 1 x 10 x 4 KiB | b | 0.07 | 1.25 | 0.75 |  | -0.500 ms | -5.00 ms |
+| 1 x 1 x 1 GiB, sealed | a | 0.50 | 0.50 | 1.25 |  | 200.000 ms | 200.00 ms |
+| 1 x 1 x 1 GiB, sealed, prepared | a | 0.05 | 0.25 | 0.12 | 0.10 | -700.000 ms | -700.00 ms |
+| 1 x 1 x 1 GiB, sealed, prepared | b | 0.05 | 0.25 | 0.12 |  | -700.000 ms | -700.00 ms |
+`
+	if diff := cmp.Diff(want, rows); diff != "" {
+		t.Errorf("the ratios differ (-want +got):\n%s", diff)
 	}
 }

@@ -21,6 +21,7 @@ var loads = []load{
 	{units: 1, files: 10, size: 4 * kib},
 	{units: 10, files: 10, size: 4 * kib},
 	{units: 100, files: 10, size: 4 * kib},
+	{units: 200, files: 20, size: 4 * kib},
 	{units: 1000, files: 10, size: 4 * kib},
 	{units: 1, files: 100, size: 4 * kib},
 	{units: 1, files: 1000, size: 4 * kib},

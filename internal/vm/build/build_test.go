@@ -74,6 +74,13 @@ func write(t *testing.T, path, text string) {
 	}
 }
 
+func chmod(t *testing.T, path string, mode os.FileMode) {
+	t.Helper()
+	if err := os.Chmod(path, mode); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func (h *host) record(cmd *exec.Cmd) error {
 	line := strings.ReplaceAll(strings.Join(cmd.Args, " "), h.cache, "CACHE")
 	h.ran = append(h.ran, line)
@@ -315,6 +322,8 @@ func TestImageIsBuiltAgainWhenAnInputChanges(t *testing.T) {
 		{"another package", func() { write(t, deb, "2") }, full, true},
 		{"another file", func() { write(t, prog, "2") }, full, true},
 		{"another overlay", func() { write(t, b.input("overlay/etc/hostname"), "2") }, full, true},
+		{"a program in the overlay", func() { chmod(t, b.input("overlay/etc/hostname"), 0o755) }, full, true},
+		{"another umask", func() { chmod(t, b.input("overlay/etc/hostname"), 0o700) }, full, false},
 		{"other packages", func() { write(t, b.input("packages"), "systemd\n") }, full, true},
 		{"another kernel besides", func() { full.Files["/boot/bzImage-next"] = kernel }, full, true},
 		{"another release", func() {}, sid, true},

@@ -145,7 +145,8 @@ func (b *Builder) imageKey(img Image, files map[string]string, root string) (str
 	return img.Suite + "-" + cache.Key(append(parts, overlay)...), err
 }
 
-// treeKey hashes the names, kinds, contents and link targets below dir.
+// treeKey hashes the names, kinds, contents and link targets below dir, and of the modes
+// what install goes by.
 func treeKey(dir string) (string, error) {
 	var parts []string
 	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
@@ -159,9 +160,12 @@ func treeKey(dir string) (string, error) {
 			parts = append(parts, target)
 			return err
 		case d.Type().IsRegular():
-			sum, err := cache.FileKey(path)
-			parts = append(parts, sum)
-			return err
+			sum, failed := cache.FileKey(path)
+			st, err := d.Info()
+			if err := errors.Join(failed, err); err != nil {
+				return err
+			}
+			parts = append(parts, sum, installMode(st))
 		}
 		return nil
 	})
@@ -248,11 +252,14 @@ func (i imageBuild) install(ctx context.Context, from, to string) error {
 	if err != nil {
 		return err
 	}
-	mode := "--mode=644"
+	return i.run(ctx, i.log("install"), exec.Command("install", "-D", "-T", "--mode="+installMode(st), from, to))
+}
+
+func installMode(st fs.FileInfo) string {
 	if st.Mode()&0o100 != 0 {
-		mode = "--mode=755"
+		return "755"
 	}
-	return i.run(ctx, i.log("install"), exec.Command("install", "-D", "-T", mode, from, to))
+	return "644"
 }
 
 // installDeb installs the package with the image's own dpkg.

@@ -37,25 +37,32 @@ func ForHeld(o Options, held []string) (dropIns map[string][]byte, problems []er
 	p := &plan{set: set, exclude: exclude, register: Register{}, noted: map[string]bool{}}
 	dropIns = map[string][]byte{}
 	for _, unit := range missing {
+		dropIn := p.forHeld(unit)
+		if dropIn == nil {
+			continue
+		}
 		if _, aliased := aliasFor(unit); aliased {
 			p.problem(unit, "it will not get its fds back, because its name leaves no drop-in of its own")
 			continue
 		}
-		u, err := set.Unit(unit)
-		transient := err == nil && strings.HasPrefix(u.Path, transientDir)
-		switch {
-		case err == nil && !transient:
-			if dropIn := p.dropIn(u); dropIn != nil {
-				dropIns[unit] = dropIn
-			}
-		case transient || errors.Is(err, unitfile.ErrNotFound):
-			if exclude(unit) {
-				continue
-			}
-			dropIns[unit] = dropInFor(allAccess, sessions{})
-		case !errors.Is(err, unitfile.ErrMasked):
-			p.unread([]error{err})
-		}
+		dropIns[unit] = dropIn
 	}
 	return dropIns, append(append(append(problems, bad...), unread...), p.problems...)
+}
+
+// forHeld returns the drop-in of one unit; nil when it does not take part.
+func (p *plan) forHeld(unit string) []byte {
+	u, err := p.set.Unit(unit)
+	transient := err == nil && strings.HasPrefix(u.Path, transientDir)
+	switch {
+	case err == nil && !transient:
+		return p.dropIn(u)
+	case transient || errors.Is(err, unitfile.ErrNotFound):
+		if !p.exclude(unit) {
+			return dropInFor(allAccess, sessions{})
+		}
+	case !errors.Is(err, unitfile.ErrMasked):
+		p.unread([]error{err})
+	}
+	return nil
 }

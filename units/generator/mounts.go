@@ -26,7 +26,8 @@ func ownRoot(s unitfile.Settings) (setting string, apart bool) {
 
 // hidden returns which setting hides something from the processes of ExecStartPre=
 // that fdbridge-inject needs, and what. They have the unit's mounts even with all
-// privileges (apply_mount_namespace in src/core/exec-invoke.c, systemd 257).
+// privileges, but are spared what is a sandbox, such as InaccessiblePaths= and
+// NoExecPaths= (apply_mount_namespace in src/core/exec-invoke.c, systemd 257).
 func hidden(s unitfile.Settings) (setting, dir string) {
 	for _, value := range s.All(service, "TemporaryFileSystem") {
 		for _, field := range strings.Fields(value) {

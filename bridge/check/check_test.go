@@ -315,10 +315,11 @@ func TestCheckFindsWhatIsWrongWithTheMachine(t *testing.T) {
 	}
 }
 
-// kernel is a small file that looks like one of Linux 7.2.
-func kernel(t *testing.T) []byte {
+// sampleFile is one of the test data of kho/image; vmlinux is a small file that looks
+// like a kernel of Linux 7.2.
+func sampleFile(t *testing.T, name string) []byte {
 	t.Helper()
-	b, err := os.ReadFile("../../kho/image/testdata/vmlinux")
+	b, err := os.ReadFile("../../kho/image/testdata/" + name)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -326,7 +327,7 @@ func kernel(t *testing.T) []byte {
 }
 
 func TestCheckLooksAtTheKernelThatIsNamed(t *testing.T) {
-	sample := kernel(t)
+	sample := sampleFile(t, "vmlinux")
 	read, err := image.Read(t.Context(), bytes.NewReader(sample), int64(len(sample)))
 	if err != nil {
 		t.Fatal(err)
@@ -393,7 +394,7 @@ func TestACheckThatCanSayNothingIsAnError(t *testing.T) {
 }
 
 func TestACheckEndsWithItsContext(t *testing.T) {
-	c, sample := newChecked(t), kernel(t)
+	c, sample := newChecked(t), sampleFile(t, "vmlinux")
 	ctx, stop := context.WithCancel(t.Context())
 	stop()
 	_, err := c.Run(ctx, &check.Target{Name: "k", Image: bytes.NewReader(sample), Size: int64(len(sample))})

@@ -122,19 +122,12 @@ func (c *Checker) kernelFeatures(ctx context.Context, f *Features) error {
 }
 
 // memfds finds out whether the kernel, with live update, was built to carry memfds.
-// Where there is no option for that, it was: see image.Part.Option.
 func (f *Features) memfds(running *image.Kernel) {
-	config, formats := running.Config, running.Formats[image.Memfd]
-	option := config.Value[image.Memfd.Option()]
-	switch {
-	case option == "" && formats.Known:
-		f.Kernel.Memfd = new(len(formats.Value) > 0)
-	case config.Known:
-		f.Kernel.Memfd = new(option != "n")
-	case formats.Known && len(formats.Value) > 0:
-		f.Kernel.Memfd = new(true)
+	switch answer, why := running.Has(image.Memfd); answer {
+	case image.Unknown:
+		f.note("Memfds may not be carried: %s.", why)
 	default:
-		f.note("Whether this kernel was built with CONFIG_LIVEUPDATE_MEMFD=y cannot be told: %s.", config.Why)
+		f.Kernel.Memfd = new(answer == image.Yes)
 	}
 }
 

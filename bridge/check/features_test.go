@@ -27,7 +27,7 @@ func TestFeaturesAreThoseOfTheMachine(t *testing.T) {
 		}
 	}
 	const (
-		config   = "CONFIG_LIVEUPDATE_MEMFD=y cannot be told"
+		config   = "it is not known whether kernel "
 		disabled = "Live update is off: this kernel offers no live update: there is no /dev/liveupdate, and no liveupdate=on"
 		masked   = "fdbridge-preserve.service is masked. Call systemctl unmask"
 	)
@@ -38,6 +38,9 @@ func TestFeaturesAreThoseOfTheMachine(t *testing.T) {
 		notes  []string
 	}{
 		"live update is on": {func(*checked) {}, func(*check.Features) {}, []string{config}},
+		"a kernel that says what it is built with": {func(c *checked) {
+			c.root["proc/config.gz"] = &fstest.MapFile{Data: sampleFile(t, "config.gz")}
+		}, func(f *check.Features) { f.Kernel.Memfd = new(true) }, nil},
 		"an older kernel": {func(c *checked) {
 			c.root["proc/sys/kernel/osrelease"].Data = []byte("6.19.2-arch1\n")
 		}, func(f *check.Features) {

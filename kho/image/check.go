@@ -3,6 +3,7 @@
 package image
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -98,11 +99,16 @@ func (k *Kernel) CanRead(running *Kernel) Verdict {
 }
 
 func (k *Kernel) canRead(running *Kernel, part Part) (Answer, string) {
-	if answer, reason := k.has(part); answer != Yes {
+	if answer, reason := k.Has(part); answer == No {
 		return answer, reason
 	}
-	reads, writes := k.Formats[part].Value, running.Formats[part]
+	reads, writes := k.Formats[part], running.Formats[part]
 	switch {
+	case !reads.Known:
+		return Unknown, fmt.Sprintf("it is not known which %s format kernel %s reads: %s", part, k.Release, reads.Why)
+	case len(reads.Value) == 0:
+		return Unknown, fmt.Sprintf("kernel %s is built with %s, but does not say which %s format it reads",
+			k.Release, part.Option(), part)
 	case !writes.Known && k.Banner == running.Banner:
 		return Yes, ""
 	case !writes.Known:
@@ -110,28 +116,29 @@ func (k *Kernel) canRead(running *Kernel, part Part) (Answer, string) {
 			part, running.Release, writes.Why)
 	}
 	for _, format := range writes.Value {
-		if !slices.Contains(reads, format) {
+		if !slices.Contains(reads.Value, format) {
 			return No, fmt.Sprintf("the running kernel %s hands over %s, and kernel %s reads only %s",
-				running.Release, format, k.Release, strings.Join(reads, " and "))
+				running.Release, format, k.Release, strings.Join(reads.Value, " and "))
 		}
 	}
 	return Yes, ""
 }
 
-// has says whether a part is built in. A format in the kernel says more than an
-// option that is absent, which may have come later.
-func (k *Kernel) has(part Part) (Answer, string) {
+// Has says whether a part is built in, and if it surely is not or that is not known,
+// why. A format in the kernel says more than an option that is absent, which may have
+// come later.
+func (k *Kernel) Has(part Part) (Answer, string) {
 	option, formats := k.Config.Value[part.Option()], k.Formats[part]
 	switch {
 	case option == "n":
 		return No, fmt.Sprintf("kernel %s is built without %s", k.Release, part.Option())
-	case !formats.Known:
-		return Unknown, fmt.Sprintf("it is not known which %s format kernel %s reads: %s", part, k.Release, formats.Why)
-	case len(formats.Value) > 0:
+	case option == "y" || len(formats.Value) > 0:
 		return Yes, ""
-	case option == "y":
-		return Unknown, fmt.Sprintf("kernel %s is built with %s, but does not say which %s format it reads",
-			k.Release, part.Option(), part)
+	case formats.Known:
+		return No, fmt.Sprintf("kernel %s is built without %s: it has no %s format in it", k.Release, part.Option(), part)
+	case part == Memfd && k.Config.Value[LUO.Option()] == "y": // it has no option of its own yet
+		return Yes, ""
 	}
-	return No, fmt.Sprintf("kernel %s is built without %s: it has no %s format in it", k.Release, part.Option(), part)
+	return Unknown, fmt.Sprintf("it is not known whether kernel %s is built with %s: %s",
+		k.Release, part.Option(), cmp.Or(k.Config.Why, formats.Why))
 }

@@ -112,3 +112,35 @@ func TestCanReadComparesFormats(t *testing.T) {
 		})
 	}
 }
+
+func TestAPartIsBuiltInByItsOptionOrItsFormat(t *testing.T) {
+	tests := map[string]struct {
+		config Config
+		format string // "?" when that is not known
+		want   Answer
+		reason string
+	}{
+		"both":                          {Config{"CONFIG_LIVEUPDATE_MEMFD": "y"}, "memfd-v2", Yes, ""},
+		"only the option":               {Config{"CONFIG_LIVEUPDATE_MEMFD": "y"}, "?", Yes, ""},
+		"a format that is hidden":       {Config{"CONFIG_LIVEUPDATE_MEMFD": "y"}, "", Yes, ""},
+		"only the format":               {nil, "memfd-v2", Yes, ""},
+		"before there was an option":    {Config{"CONFIG_LIVEUPDATE": "y"}, "?", Yes, ""},
+		"no live update":                {Config{"CONFIG_LIVEUPDATE": "n"}, "?", Unknown, "it is not known whether kernel 7.9 is built with CONFIG_LIVEUPDATE_MEMFD: no image"},
+		"an option that is off":         {Config{"CONFIG_LIVEUPDATE_MEMFD": "n"}, "memfd-v2", No, "kernel 7.9 is built without CONFIG_LIVEUPDATE_MEMFD"},
+		"neither option nor format":     {Config{"CONFIG_LIVEUPDATE": "y"}, "", No, "kernel 7.9 is built without CONFIG_LIVEUPDATE_MEMFD: it has no memfd format in it"},
+		"neither is known":              {nil, "?", Unknown, "it is not known whether kernel 7.9 is built with CONFIG_LIVEUPDATE_MEMFD: no configuration"},
+		"no configuration, and no word": {nil, "", No, "kernel 7.9 is built without CONFIG_LIVEUPDATE_MEMFD: it has no memfd format in it"},
+	}
+	for name, test := range tests {
+		k := target(test.config, test.format)
+		if !k.Config.Known {
+			k.Config.Why = "no configuration"
+		}
+		if test.format == "?" {
+			k.Formats[Memfd] = kho.Fact[[]string]{Why: "no image"}
+		}
+		if got, reason := k.Has(Memfd); got != test.want || reason != test.reason {
+			t.Errorf("%s: %s, %q, want %s, %q", name, got, reason, test.want, test.reason)
+		}
+	}
+}

@@ -14,6 +14,7 @@ import (
 	"github.com/fdbridge/fdbridge/bridge"
 	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/kho"
+	"github.com/fdbridge/fdbridge/kho/image"
 	"github.com/fdbridge/fdbridge/session"
 	"github.com/fdbridge/fdbridge/units"
 )
@@ -167,7 +168,7 @@ func (c *Checker) Run(ctx context.Context, target *Target) (*Result, error) {
 	ctx, stop := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("it has taken longer than %v", timeout))
 	defer stop()
 	found := &Result{Units: []Unit{}, Problems: []Problem{}}
-	err := c.machine(found)
+	err := c.machine(ctx, found)
 	if err == nil {
 		err = c.services(ctx, found)
 	}
@@ -189,7 +190,7 @@ func (c *Checker) Run(ctx context.Context, target *Target) (*Result, error) {
 
 // machine looks at the running kernel. It has the device if and only if live
 // update and kexec handover are on.
-func (c *Checker) machine(found *Result) error {
+func (c *Checker) machine(ctx context.Context, found *Result) error {
 	state, err := kho.ReadState(c.Root, c.KernelLog)
 	if err != nil {
 		return err
@@ -197,7 +198,7 @@ func (c *Checker) machine(found *Result) error {
 	if state.Device.Value {
 		return nil
 	}
-	why, err := c.whyNot(&state)
+	why, err := c.whyNot(ctx, &state)
 	if err != nil {
 		return err
 	}
@@ -206,7 +207,7 @@ func (c *Checker) machine(found *Result) error {
 }
 
 // whyNot says why there is no /dev/liveupdate.
-func (c *Checker) whyNot(state *kho.State) (string, error) {
+func (c *Checker) whyNot(ctx context.Context, state *kho.State) (string, error) {
 	if !state.Device.Known {
 		return state.Device.Why, nil
 	}
@@ -214,11 +215,20 @@ func (c *Checker) whyNot(state *kho.State) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if missing := kho.MissingSwitches(cmdline); len(missing) > 0 {
-		return "this kernel offers no live update: there is no /dev/liveupdate, and no " +
-			strings.Join(missing, " and no ") + " on its command line", nil
+	running, err := image.Running(ctx, c.Root)
+	if err != nil {
+		return "", err
 	}
-	return state.LUO.Why, nil
+	missing := kho.MissingSwitches(running.Switches(cmdline))
+	if len(missing) == 0 {
+		return state.LUO.Why, nil
+	}
+	why := "this kernel offers no live update: there is no /dev/liveupdate, and no " +
+		strings.Join(missing, " and no ") + " on its command line"
+	if running.Overrides() {
+		why += ", which is built in (CONFIG_CMDLINE_OVERRIDE=y)"
+	}
+	return why, nil
 }
 
 // services looks at fdbridge's own units.

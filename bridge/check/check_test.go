@@ -141,6 +141,7 @@ func problems(c *check.Result) []string {
 
 const (
 	runningBanner = "Linux version 7.2.13 (build@host) #1 SMP"
+	noDevice      = "impossible [] liveupdate=on is on the kernel command line, but there is no /dev/liveupdate: kexec handover is off, or the kernel was built without CONFIG_LIVEUPDATE"
 	cannotBeTold  = "carried [] which kernel is loaded, with which command line, and whether by kexec_file_load, without which nothing is carried, cannot be told"
 )
 
@@ -277,10 +278,28 @@ func TestCheckFindsWhatIsWrongWithTheMachine(t *testing.T) {
 			`impossible [] this kernel offers no live update: there is no /dev/liveupdate, and no kho=on and no liveupdate=on on its command line`,
 			cannotBeTold,
 		}},
-		"no live update": {func(c *checked) { delete(c.root, "dev/liveupdate") }, check.Impossible, []string{
-			`impossible [] liveupdate=on is on the kernel command line, but there is no /dev/liveupdate: kexec handover is off, or the kernel was built without CONFIG_LIVEUPDATE`,
+		"kho=on without a word": {func(c *checked) {
+			delete(c.root, "dev/liveupdate")
+			c.root["proc/cmdline"].Data = []byte("quiet\n")
+			c.root["proc/config.gz"] = &fstest.MapFile{Data: gzipped(t, "CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT=y\n")}
+		}, check.Impossible, []string{
+			`impossible [] this kernel offers no live update: there is no /dev/liveupdate, and no liveupdate=on on its command line`,
 			cannotBeTold,
 		}},
+		"kho=on without a word, but no live update": {func(c *checked) {
+			delete(c.root, "dev/liveupdate")
+			c.root["proc/cmdline"].Data = []byte("liveupdate=on\n")
+			c.root["proc/config.gz"] = &fstest.MapFile{Data: gzipped(t, "CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT=y\n")}
+		}, check.Impossible, []string{noDevice, cannotBeTold}},
+		"a command line that is built in": {func(c *checked) {
+			delete(c.root, "dev/liveupdate")
+			c.root["proc/cmdline"].Data = []byte("kho=on\n")
+			c.root["proc/config.gz"] = &fstest.MapFile{Data: gzipped(t, override+`"kho=on"`+"\n")}
+		}, check.Impossible, []string{
+			`impossible [] this kernel offers no live update: there is no /dev/liveupdate, and no liveupdate=on on its command line, which is built in (CONFIG_CMDLINE_OVERRIDE=y)`,
+			cannotBeTold,
+		}},
+		"no live update": {func(c *checked) { delete(c.root, "dev/liveupdate") }, check.Impossible, []string{noDevice, cannotBeTold}},
 		"fdbridged is dead": {func(c *checked) { c.states[bridge.OwnUnit] = units.State{Load: "loaded", Active: "failed"} },
 			check.Lossy, []string{
 				`lossy [] fdbridged.service is failed, so that stores of stopped units may be forgotten`, cannotBeTold,

@@ -104,7 +104,7 @@ func (c *Checker) kernelFeatures(ctx context.Context, f *Features) error {
 	k.LiveUpdate = &state.LUO.Value
 	if !state.LUO.Value {
 		k.LiveUpdateNumber, k.Memfd, k.Seals = new(uint64(0)), new(false), new(false)
-		why, err := c.whyNot(&state)
+		why, err := c.whyNot(ctx, &state)
 		f.note("Live update is off: %s.", why)
 		return err
 	}

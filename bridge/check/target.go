@@ -102,12 +102,18 @@ func (r *Result) readable(verdict image.Verdict, name string) {
 
 // switches looks at the next kernel's command line.
 func (r *Result) switches(kernel *image.Kernel) {
-	const remedy = "Give it kho=on liveupdate=on."
-	if r.Kernel.Cmdline == nil {
+	remedy, line, cmdline := "Give it kho=on liveupdate=on.", "the next kernel's command line", ""
+	switch given := r.Kernel.Cmdline; {
+	case kernel.Overrides():
+		remedy = "Name a kernel that is built with them in CONFIG_CMDLINE, or without CONFIG_CMDLINE_OVERRIDE."
+		line = "the next kernel goes by nothing but the command line that is built in (CONFIG_CMDLINE_OVERRIDE=y), which"
+	case given == nil:
 		r.add(Carried, remedy, "with which command line %s is booted cannot be told", r.Kernel.Image)
 		return
+	default:
+		cmdline = *given
 	}
-	if missing := kho.MissingSwitches(kernel.Switches(*r.Kernel.Cmdline)); len(missing) > 0 {
-		r.add(Impossible, remedy, "the next kernel's command line has no %s", strings.Join(missing, " and no "))
+	if missing := kho.MissingSwitches(kernel.Switches(cmdline)); len(missing) > 0 {
+		r.add(Impossible, remedy, "%s has no %s", line, strings.Join(missing, " and no "))
 	}
 }

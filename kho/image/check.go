@@ -50,17 +50,20 @@ func partOf(format string) Part {
 func (k *Kernel) Switches(cmdline string) string {
 	config := k.Config.Value
 	if config["CONFIG_CMDLINE_BOOL"] == "y" {
-		built := config.text("CONFIG_CMDLINE")
-		if config["CONFIG_CMDLINE_OVERRIDE"] == "y" {
+		if k.Overrides() {
 			cmdline = ""
 		}
-		cmdline = built + " " + cmdline
+		cmdline = config.text("CONFIG_CMDLINE") + " " + cmdline
 	}
 	if config["CONFIG_KEXEC_HANDOVER_ENABLE_DEFAULT"] == "y" {
 		cmdline = "kho=on " + cmdline
 	}
 	return cmdline
 }
+
+// Overrides tells whether the kernel surely goes by nothing but the command line that is
+// built in, whatever it is given.
+func (k *Kernel) Overrides() bool { return k.Config.Value["CONFIG_CMDLINE_OVERRIDE"] == "y" }
 
 // Answer is what can be said of a question.
 type Answer string

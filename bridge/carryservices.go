@@ -3,6 +3,7 @@
 package bridge
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -25,29 +26,51 @@ type Sessions struct {
 	index              *session.Session            // nil when there is none
 }
 
+// sessionHolder is a Duplicator, as far as it is about sessions.
+type sessionHolder interface{ Sessions() ([]*fd.FD, error) }
+
 // OpenSessions duplicates the sessions out of PID 1. The caller closes them. hasOutgoing
 // is asked what session.Device's tells, where the kernel does not tell of a session.
-func OpenSessions(kernel session.Kernel, duplicator interface{ Sessions() ([]*fd.FD, error) },
-	hasOutgoing func(name string) (bool, error)) (*Sessions, error) {
+func OpenSessions(kernel session.Kernel, duplicator sessionHolder, hasOutgoing func(name string) (bool, error)) (*Sessions, error) {
 	found, err := duplicator.Sessions()
 	if err != nil {
 		return nil, err
 	}
 	s := &Sessions{outgoing: map[string]*session.Session{}, incoming: map[string]*session.Session{}}
-	var failed error
 	for _, f := range found {
-		one := session.Adopt(kernel, f)
-		taken, err := s.take(one, hasOutgoing)
+		one, taken := session.Adopt(kernel, f), false
+		if err == nil { // what cannot be told of one cannot be told of the others, and may take its time
+			taken, err = s.take(one, hasOutgoing)
+		}
 		if !taken {
 			_ = one.Close() // it was only looked at
 		}
-		failed = errors.Join(failed, err)
 	}
-	if failed != nil {
+	if err != nil {
 		s.Close()
-		return nil, failed
+		return nil, err
 	}
 	return s, nil
+}
+
+// FindSessions is OpenSessions for who does not have the device open: it is opened where
+// it has to be asked.
+func FindSessions(ctx context.Context, kernel session.Kernel, path string, duplicator sessionHolder) (*Sessions, error) {
+	var device *session.Device
+	found, err := OpenSessions(kernel, duplicator, func(name string) (_ bool, err error) {
+		if device == nil {
+			wait, stop := context.WithTimeout(ctx, deviceTimeout)
+			defer stop()
+			if device, err = session.OpenWait(wait, kernel, path); err != nil {
+				return false, err
+			}
+		}
+		return device.HasOutgoing(name)
+	})
+	if device != nil {
+		_ = device.Close() // it was only asked
+	}
+	return found, err
 }
 
 // take tells whether a session is one of those that matter here, and the first

@@ -3,10 +3,14 @@
 package check_test
 
 import (
+	"context"
+	"errors"
 	"os"
 	"testing"
+	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/fdbridge/fdbridge/bridge"
 	"github.com/fdbridge/fdbridge/bridge/check"
@@ -92,7 +96,37 @@ func (s *stores) asSession(unit, name, session string) {
 	s.entries[unit] = append(s.entries[unit], units.Entry{Name: name, Path: "anon_inode:[luo_session] " + session})
 }
 
-func TestSessionsThatTheirUnitsAreNotDoneWithWouldBeLost(t *testing.T) {
+// before72 is a kernel before Linux 7.2, as far as its sessions do not tell whether they
+// came. Their names it tells until that is asked.
+type before72 struct {
+	session.Kernel
+	asked  *fd.FD // the session that was asked last
+	opened int    // how often the device was
+	busy   func() // another process has the device open, and this is called; nil: none has
+}
+
+func (k *before72) Open(path string) (*fd.FD, error) {
+	k.opened++
+	if k.busy != nil {
+		k.busy()
+		return nil, unix.EBUSY
+	}
+	return k.Kernel.Open(path)
+}
+
+func (k *before72) Ioctl(f *fd.FD, req uint, arg []byte) error {
+	switch {
+	case req == session.ReqPreserveFD:
+		k.asked = f
+		return unix.EBADF
+	case req == session.ReqGetName && f == k.asked:
+		return unix.ENOTTY
+	}
+	return k.Kernel.Ioctl(f, req, arg)
+}
+
+// withServices returns a machine where sessions of services have come, and one is open.
+func withServices(t *testing.T) *checked {
 	c := newChecked(t)
 	came := []kho.Service{
 		kho.NewService("a.service", "claimed", kho.Identity{}), kho.NewService("required.service", "x", kho.Identity{}),
@@ -115,15 +149,39 @@ func TestSessionsThatTheirUnitsAreNotDoneWithWouldBeLost(t *testing.T) {
 	c.asSession("luo.service", "stored", came[2].Session)
 	c.asSession("luo.service", "new", kho.ServiceSession("luo.service", "new"))
 	c.asSession("luo.service", "strange", kho.ServiceSession("other.service", "strange"))
-	got := c.run(t, nil)
-	var said []string
-	for _, u := range got.Units {
-		for _, e := range u.Entries {
-			said = append(said, u.Unit+" "+e.Name+map[bool]string{true: " carried"}[e.Carried])
+	return c
+}
+
+func TestSessionsThatTheirUnitsAreNotDoneWithWouldBeLost(t *testing.T) {
+	c := withServices(t)
+	old := &before72{Kernel: c.Kernel}
+	for name, kernel := range map[string]session.Kernel{"Linux 7.2": c.Kernel, "before": old} {
+		c.Kernel = kernel
+		got := c.run(t, nil)
+		var said []string
+		for _, u := range got.Units {
+			for _, e := range u.Entries {
+				said = append(said, u.Unit+" "+e.Name+map[bool]string{true: " carried"}[e.Carried])
+			}
+		}
+		want := []string{"a.service claimed", "luo.service stored", "luo.service new carried", "luo.service strange", "required.service x"}
+		if diff := gocmp.Diff(want, said); diff != "" || !got.CalledOff || got.Outcome != check.Lossy {
+			t.Errorf("%s: called off %v, outcome %s, entries (-want +got):\n%s", name, got.CalledOff, got.Outcome, diff)
 		}
 	}
-	want := []string{"a.service claimed", "luo.service stored", "luo.service new carried", "luo.service strange", "required.service x"}
-	if diff := gocmp.Diff(want, said); diff != "" || !got.CalledOff || got.Outcome != check.Lossy {
-		t.Errorf("called off %v, outcome %s, entries (-want +got):\n%s", got.CalledOff, got.Outcome, diff)
+	if old.opened != 1 {
+		t.Errorf("the device is opened %d times, want once", old.opened)
+	}
+}
+
+func TestACheckDoesNotWaitForTheDeviceWhenItHasEnded(t *testing.T) {
+	c := withServices(t)
+	ctx, stop := context.WithCancel(t.Context())
+	kernel := &before72{Kernel: c.Kernel, busy: stop}
+	c.Kernel = kernel
+	start := time.Now()
+	_, err := c.Run(ctx, nil)
+	if !errors.Is(err, context.Canceled) || !errors.Is(err, session.ErrBusy) || kernel.opened > 2 {
+		t.Errorf("%v after %v, and the device was asked for %d times", err, time.Since(start), kernel.opened)
 	}
 }

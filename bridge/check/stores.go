@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -52,7 +51,7 @@ func (c *Checker) stores(ctx context.Context, found *Result) error {
 	}
 	defer func() { _ = duplicator.Close() }() // it was only read from
 	look := looking{found: found, duplicator: duplicator, seen: map[inode]bool{}, carries: carries}
-	if look.sessions, err = bridge.OpenSessions(c.Kernel, duplicator, c.hasOutgoing); err != nil {
+	if look.sessions, err = bridge.FindSessions(ctx, c.Kernel, session.Path, duplicator); err != nil {
 		return err
 	}
 	defer look.sessions.Close()
@@ -63,21 +62,6 @@ func (c *Checker) stores(ctx context.Context, found *Result) error {
 	}
 	return c.unclaimed(&look, own)
 }
-
-// hasOutgoing asks the kernel, as session.Device does.
-func (c *Checker) hasOutgoing(name string) (out bool, err error) {
-	ctx, stop := context.WithTimeout(context.Background(), deviceTimeout)
-	defer stop()
-	device, err := session.OpenWait(ctx, c.Kernel, session.Path)
-	if err != nil {
-		return false, err
-	}
-	defer func() { err = errors.Join(err, device.Close()) }()
-	return device.HasOutgoing(name)
-}
-
-// deviceTimeout bounds how long to wait for another process that has the device open.
-const deviceTimeout = 10 * time.Second
 
 // unclaimed adds the sessions that came and that their units are not done with.
 func (c *Checker) unclaimed(look *looking, own *units.Store) error {

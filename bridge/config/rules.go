@@ -23,37 +23,44 @@ type Rules struct {
 	Loaded bool
 }
 
+// errMasked says that nothing is carried.
+var errMasked = errors.New("fdbridged.service is masked: fdbridge carries no fd store into the next kernel")
+
 // LoadRules reads both, all below root. Where the generator has not run, it reads
 // the unit files themselves, as the generator would have. Problems are as Load
-// has them; the result is never nil.
+// has them, and that fdbridged.service is masked; the result is never nil.
 func LoadRules(root string) (*Rules, []error) {
 	c, problems := Load(root)
 	r := &Rules{Config: c}
 	var err error
 	r.Register, err = generator.ReadRegister(filepath.Join(root, generator.Dir))
-	if r.Loaded = err == nil; r.Loaded {
-		return r, problems
+	if err != nil {
+		problems = append(problems, err)
 	}
-	problems = append(problems, err)
 	if errors.Is(err, generator.ErrNotRun) {
 		var bad []error
 		r.Register, bad = generator.MakeRegister(root, unitfile.SearchPath(os.LookupEnv("SYSTEMD_UNIT_PATH")), c.Excluded)
 		problems = append(problems, bad...)
 	}
+	if r.Register.Masked() {
+		problems = append(problems, errMasked)
+	}
+	r.Loaded = err == nil && !r.Register.Masked()
 	return r, problems
 }
 
-// Excluded reports whether a unit is to be left alone, by either.
+// Excluded reports whether a unit is to be left alone, by either, or with all others
+// because fdbridged.service is masked.
 func (r *Rules) Excluded(unit string) bool {
 	facts, _ := r.Register.Lookup(unit)
-	return facts.Left || r.Config.Excluded(unit)
+	return facts.Left || r.Register.Masked() || r.Config.Excluded(unit)
 }
 
 // Required reports whether the live update is to be called off when anything of
 // a unit would be lost.
 func (r *Rules) Required(unit string) bool {
 	facts, _ := r.Register.Lookup(unit)
-	return facts.Required || r.Rollback
+	return (facts.Required || r.Rollback) && !r.Register.Masked()
 }
 
 // Early returns what of a unit's store may be preserved while services still run.
@@ -64,6 +71,7 @@ func (r *Rules) Early(unit string) generator.Early {
 
 // AnyRequired reports whether there is any such unit.
 func (r *Rules) AnyRequired() bool {
-	return r.Rollback || slices.ContainsFunc(slices.Collect(maps.Values(r.Register)),
+	required := r.Rollback || slices.ContainsFunc(slices.Collect(maps.Values(r.Register)),
 		func(facts generator.Facts) bool { return facts.Required })
+	return required && !r.Register.Masked()
 }

@@ -4,12 +4,16 @@ package config_test
 
 import (
 	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/rogpeppe/go-internal/txtar"
 
 	"github.com/fdbridge/fdbridge/bridge/config"
 	"github.com/fdbridge/fdbridge/units/generator"
+	"github.com/fdbridge/fdbridge/units/unitfile"
 	"github.com/fdbridge/fdbridge/units/unitfile/unitfiletest"
 )
 
@@ -46,5 +50,34 @@ func TestRulesAreThoseOfTheUnitFilesWithoutTheGenerator(t *testing.T) {
 	}
 	if !rules.AnyRequired() {
 		t.Error("nothing is required")
+	}
+}
+
+// Who masks fdbridged wants to be left alone, and to have no live update called off.
+func TestWithFdbridgedMaskedAllUnitsAreLeftAlone(t *testing.T) {
+	root := unitfiletest.Tree(t, txtar.Parse([]byte("-- dev/liveupdate --\n-- run/systemd/generator/none --\n"+
+		"-- etc/systemd/system/fdbridged.service --\n-- etc/fdbridge/fdbridge.conf --\n[Bridge]\nOnLoss=rollback\n"+
+		"-- etc/systemd/system/required.service --\n[Service]\nExecStart=/bin/x\nFileDescriptorStoreMax=1\n"+
+		"FileDescriptorStorePreserve=yes\n[X-FDBridge]\nRequired=yes\n")))
+	for _, ran := range []bool{false, true} {
+		if ran {
+			c, _ := config.Load(root)
+			_, err := generator.Run(generator.Options{
+				Root: root, Dir: filepath.Join(root, generator.Dir), Path: unitfile.SearchPath("", false),
+				Exclude: func() (func(string) bool, []error) { return c.Excluded, nil },
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+		}
+		rules, problems := config.LoadRules(root)
+		said := errors.Join(problems...)
+		if !strings.Contains(fmt.Sprint(said), "fdbridged.service is masked: fdbridge carries no fd store") || errors.Is(said, generator.ErrNotRun) == ran {
+			t.Errorf("generator run %v: problems: %v", ran, problems)
+		}
+		if !rules.Register.Masked() || rules.Loaded || !rules.Excluded("required.service") || rules.Required("required.service") || rules.AnyRequired() {
+			t.Errorf("generator run %v: masked %v, loaded %v, excluded %v, required %v, any required %v", ran, rules.Register.Masked(), rules.Loaded,
+				rules.Excluded("required.service"), rules.Required("required.service"), rules.AnyRequired())
+		}
 	}
 }

@@ -167,6 +167,9 @@ func notPreserved(ctx context.Context, err error, log *journal.Log, socket *noti
 
 // preserve preserves, and fails only when the live update is to be called off.
 func (u *update) preserve(ctx context.Context) (*bridge.Preserved, error) {
+	if u.rules.Register.Masked() { // which reload has said
+		return &bridge.Preserved{}, u.preserver.Abandon()
+	}
 	bound := sum(u.rules.PreserveTimeout, sealTimeout)
 	if err := u.socket.ExtendTimeout(bound); err != nil {
 		return nil, err

@@ -18,7 +18,7 @@ type Current struct {
 	mu       sync.Mutex
 	seen     os.FileInfo // what register was read from; nil when that is not known
 	register Register
-	ran      bool
+	covers   bool // the units in register have their drop-in
 }
 
 // Facts returns what the files of a unit say, or those of its template; nothing
@@ -33,7 +33,7 @@ func (c *Current) Facts(unit string) (facts Facts, loaded bool) {
 	defer c.mu.Unlock()
 	c.refresh()
 	if own, ok := c.register[unit]; ok {
-		return own, c.ran && !own.Unclear && !own.Left
+		return own, c.covers && !own.Unclear && !own.Left
 	}
 	facts, _ = c.register.Lookup(unit)
 	return facts, false
@@ -50,8 +50,9 @@ func (c *Current) refresh() {
 	}
 	c.seen = now
 	c.register, err = ReadRegister(c.Dir)
-	if c.ran = err == nil; !c.ran {
+	if err != nil {
 		exclude, _ := c.Exclude() // what is wrong there and in the files others say
 		c.register, _ = MakeRegister(c.Root, c.Path, exclude)
 	}
+	c.covers = err == nil && !c.register.Masked()
 }

@@ -58,6 +58,12 @@ func TestCurrentFactsAreThoseOfTheLastReload(t *testing.T) {
 		check("left.service", "l", false)
 		check("none.service", "", false)
 	}
+	const own = "etc/systemd/system/fdbridged.service"
+	if err := os.WriteFile(filepath.Join(o.Root, own), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	reload()
+	check("a.service", "second", false) // fdbridged is masked, and is before no unit
 	write("third")
 	if err := os.RemoveAll(o.Dir); err != nil {
 		t.Fatal(err)

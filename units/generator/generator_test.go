@@ -180,13 +180,20 @@ func TestRunWithoutLiveUpdateDoesNothing(t *testing.T) {
 	}
 }
 
-func TestRunWithFdbridgedMaskedWritesNothing(t *testing.T) {
-	o := options(t, device, txtar.File{Name: "etc/systemd/system/fdbridged.service"})
+func TestRunWithFdbridgedMaskedWritesTheRegisterAlone(t *testing.T) {
+	o := options(t, device, txtar.File{Name: "etc/systemd/system/fdbridged.service"}, txtar.File{Name: "usr/lib/systemd/system/bad.service", Data: []byte(optIn + "[")})
 	if problems, err := generator.Run(o); err != nil || len(problems) > 0 {
 		t.Errorf("Run: %v, %v", problems, err)
 	}
-	if names := written(t, o.Dir); len(names) > 0 {
-		t.Errorf("written: %v", names)
+	if diff := cmp.Diff([]string{"fdbridged.service.d/units.json"}, written(t, o.Dir)); diff != "" {
+		t.Errorf("written (-want +got):\n%s", diff)
+	}
+	r, err := generator.ReadRegister(o.Dir)
+	if _, ok := r.Lookup("x.service"); err != nil || !r.Masked() || !ok {
+		t.Errorf("register %v, %v; want the unit in it, and that fdbridged is masked", r, err)
+	}
+	if covered, err := generator.Covered(o.Dir); len(covered) > 0 || err != nil {
+		t.Errorf("Covered: %v, %v", covered, err)
 	}
 }
 

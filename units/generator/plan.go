@@ -57,8 +57,14 @@ type plan struct {
 // 262 on. A template has a drop-in for all its instances, known or not; an
 // instance has its own only where it differs from its template. One with
 // LUOSession= gets its sessions, too, and a store for them if it has none.
+//
+// Where fdbridged.service is masked, for which units would wait in vain, the only file
+// is the Register, which says so.
 func Plan(set *unitfile.Set, exclude func(unit string) bool) ([]File, []error) {
 	p := newPlan(set, exclude)
+	if p.register.Masked() {
+		return []File{p.register.file()}, nil
+	}
 	return append(p.files, p.register.file()), p.problems
 }
 
@@ -77,6 +83,9 @@ func newPlan(set *unitfile.Set, exclude func(unit string) bool) *plan {
 	if len(first) > 0 {
 		slices.Sort(first)
 		p.files = append(p.files, File{Path: beforeName, Data: before(first)})
+	}
+	if _, err := set.Unit(ownUnit); errors.Is(err, unitfile.ErrMasked) {
+		p.register[ownUnit] = Facts{Left: true, Masked: true}
 	}
 	return p
 }

@@ -17,7 +17,7 @@ import (
 // registerName is the file beside the drop-ins that says what the units that
 // have one are. It is as old as what PID 1 has loaded, and spares asking PID 1
 // about each unit when time counts.
-const registerName = "fdbridged.service.d/units.json"
+const registerName = ownUnit + ".d/units.json"
 
 // Facts are what a unit's files say of it, as they say it: specifiers such as
 // %i are not expanded.
@@ -43,11 +43,20 @@ type Facts struct {
 	// Unclear says that PID 1 may make something else of User and Group: they
 	// have specifiers or are no plain names, or it makes the user up itself.
 	Unclear bool `json:"unclear,omitempty"`
+	// Masked is of fdbridged.service alone: see Register.Masked.
+	Masked bool `json:"masked,omitempty"`
 }
 
 // Register has the facts of the units and templates that have opted in, and of
 // those that are excluded, by their real names.
 type Register map[string]Facts
+
+// ownUnit is the unit of fdbridged.
+const ownUnit = "fdbridged.service"
+
+// Masked tells that fdbridged.service is masked. Then no unit has a drop-in, and what
+// is carried into the next kernel would not be given back there.
+func (r Register) Masked() bool { return r[ownUnit].Masked }
 
 // ErrNotRun says that the generator has not run to its end when PID 1 has last
 // loaded its units. PID 1 goes on with what is in the unit files when it cannot

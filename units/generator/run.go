@@ -28,8 +28,7 @@ type Options struct {
 
 // Run writes the files of Plan; none when there is no /dev/liveupdate, which
 // the kernel makes only when it was built and booted for live update
-// (CONFIG_LIVEUPDATE in Linux 6.19, kho=on liveupdate=on), and none when
-// fdbridged.service is masked, which units would wait for in vain.
+// (CONFIG_LIVEUPDATE in Linux 6.19, kho=on liveupdate=on).
 //
 // Problems are those of single units, directories and files, one sentence
 // each; the others were done all the same. The error is set when nothing could
@@ -43,9 +42,6 @@ func Run(o Options) (problems []error, err error) {
 	}
 	exclude, problems := o.Exclude()
 	set, unread := unitfile.Load(o.Root, o.Path)
-	if _, err := set.Unit("fdbridged.service"); errors.Is(err, unitfile.ErrMasked) {
-		return append(problems, unread...), nil
-	}
 	files, bad := Plan(set, exclude)
 	problems = append(append(problems, unread...), bad...)
 	written := 0

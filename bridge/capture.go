@@ -34,6 +34,7 @@ type parcel struct {
 	items    []item
 	rooms    []*room        // its sessions, the one that is filled at last
 	index    *kho.IndexUnit // set when the manifest is written
+	ahead    []*units.File  // its items' files, if they were duplicated ahead, until it is captured
 	services []kho.Service  // sessions of its own in its store, which are not among the items
 	// leaves says that sessions are left to PID 1, and left that there are some.
 	leaves, left bool
@@ -95,6 +96,10 @@ func (p *parcel) close() {
 		_ = p.items[i].file.Close() // of memfds, which have nothing to flush
 		p.items[i].file = nil
 	}
+	for _, f := range p.ahead {
+		_ = f.FD.Close() // as above
+	}
+	p.ahead = nil
 }
 
 // closeAll closes parcels that are not packed.
@@ -106,11 +111,14 @@ func closeAll(parcels []*parcel) {
 
 // stores is what was found in PID 1.
 type stores struct {
-	parcels    []*parcel
-	own        *units.Store // fdbridged's, nil when it is empty
-	duplicator Duplicator
-	sessions   func() (*Sessions, error) // those in PID 1, opened when they are first asked for
-	open       *Sessions                 // what it has returned
+	parcels []*parcel
+	own     *units.Store // fdbridged's, nil when it is empty
+	// duplicator and sessions are of PID 1, opened when they are first asked for.
+	duplicator func() (Duplicator, error)
+	sessions   func() (*Sessions, error)
+	looked     Duplicator // what they have returned
+	open       *Sessions
+	blind      error
 	// shared says that PID 1 carries what it finds in stores, too.
 	shared bool
 }
@@ -132,13 +140,23 @@ func (s *stores) finished() (units []string) {
 // close closes what was only read from.
 func (s *stores) close() {
 	s.open.Close()
-	_ = s.duplicator.Close()
+	if s.looked != nil {
+		_ = s.looked.Close()
+	}
 }
 
-// openSessions returns what opens the sessions in PID 1 when it is first called.
-func (s *stores) openSessions(kernel session.Kernel, duplicator func() (Duplicator, error), device *session.Device) func() (*Sessions, error) {
-	return sync.OnceValues(func() (*Sessions, error) {
+// openers sets what opens a duplicator and sessions.
+func (s *stores) openers(duplicator func() (Duplicator, error), kernel session.Kernel, device *session.Device) {
+	s.duplicator = sync.OnceValues(func() (Duplicator, error) {
 		d, err := duplicator()
+		if s.blind = err; err != nil {
+			return nil, err
+		}
+		s.looked = d
+		return d, nil
+	})
+	s.sessions = sync.OnceValues(func() (*Sessions, error) {
+		d, err := s.duplicator()
 		if err != nil {
 			return nil, err
 		}
@@ -149,22 +167,21 @@ func (s *stores) openSessions(kernel session.Kernel, duplicator func() (Duplicat
 
 // carry captures and packs the stores of all opted-in units, each as soon as
 // PID 1 has told of it and as many at a time as there are processors. The
-// parcels are in the order of their units' names. The caller closes the
-// duplicator; there is none with an error.
+// parcels are in the order of their units' names. The caller closes what it
+// returns, which is nothing with an error.
 func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) {
 	found := &stores{}
 	var err error
 	if found.shared, err = p.Stores.Carries(ctx); err != nil {
 		return nil, err
 	}
-	duplicator := sync.OnceValues(p.Duplicator)
-	found.sessions = found.openSessions(p.Kernel, duplicator, packer.device)
+	found.openers(p.Duplicator, p.Kernel, packer.device)
 	queue := make(chan func(), queued)
 	workers := work(queue)
-	queue <- func() { _, _ = duplicator() } // looks at all of PID 1's fds meanwhile
 	err = p.Stores.EachStore(ctx, func(store *units.Store) {
 		if store.Unit == OwnUnit {
 			found.own = store
+			queue <- func() { _, _ = found.duplicator() } // it will be needed
 		}
 		if !store.OptedIn() || p.Excluded(store.Unit) {
 			return
@@ -174,20 +191,16 @@ func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) 
 			return
 		}
 		found.parcels = append(found.parcels, made)
+		made.ahead = p.Stores.Files(store)
 		queue <- func() {
-			entries := p.capture(ctx, made, entries, duplicator)
+			entries := p.capture(ctx, made, entries, found.duplicator)
 			made.takeServices(entries, found.sessions)
 			packer.pack(made)
 		}
 	})
 	close(queue)
 	workers.Wait()
-	d, failed := duplicator()
-	if failed != nil {
-		return nil, errors.Join(err, failed)
-	}
-	found.duplicator = d
-	if err = p.captureEnded(found, packer, err); err != nil {
+	if err = p.captureEnded(found, packer, errors.Join(err, found.blind)); err != nil {
 		found.close()
 		return nil, err
 	}
@@ -196,7 +209,7 @@ func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) 
 
 // captureEnded looks at what was captured, when err is why that is not all.
 func (p *Preserver) captureEnded(found *stores, packer *packer, err error) error {
-	if err != nil && !p.Partly {
+	if err != nil && !p.Partly || found.blind != nil {
 		return err
 	}
 	slices.SortFunc(found.parcels, func(a, b *parcel) int { return strings.Compare(a.unit, b.unit) })
@@ -261,7 +274,21 @@ func items(entries []units.Entry) []item {
 	return list
 }
 
-// capture duplicates the files of a store, unless ctx has ended, and returns its
+// renewed is the Dup of a Duplicator for files that were duplicated ahead.
+func (p *parcel) renewed([]units.Entry) ([]*units.File, []error) {
+	files := p.ahead
+	p.ahead = nil
+	failed := make([]error, len(files))
+	for i, f := range files {
+		if failed[i] = f.Renew(); failed[i] != nil {
+			_ = f.FD.Close()
+			files[i] = nil
+		}
+	}
+	return files, failed
+}
+
+// capture has the files of a store, unless ctx has ended, and returns its
 // entries. A store that has changed since it was listed is listed again, and PID 1's
 // fds with it.
 func (p *Preserver) capture(ctx context.Context, parcel *parcel, entries []units.Entry, duplicator func() (Duplicator, error)) []units.Entry {
@@ -269,12 +296,16 @@ func (p *Preserver) capture(ctx context.Context, parcel *parcel, entries []units
 		parcel.lose(context.Cause(ctx))
 		return entries
 	}
-	d, err := duplicator()
-	if err != nil {
-		parcel.lose(err)
-		return entries
+	dup := parcel.renewed
+	if parcel.ahead == nil {
+		d, err := duplicator()
+		if err != nil {
+			parcel.lose(err)
+			return entries
+		}
+		dup = d.Dup
 	}
-	changed := duplicate(parcel, entries, d)
+	changed := duplicate(parcel, entries, dup)
 	for try := 1; changed && try < captureTries; try++ {
 		parcel.close()
 		fresh, err := p.Stores.Entries(ctx, parcel.unit)
@@ -289,7 +320,7 @@ func (p *Preserver) capture(ctx context.Context, parcel *parcel, entries []units
 		}
 		entries = parcel.ours(fresh)
 		parcel.items = items(entries)
-		changed = duplicate(parcel, entries, again)
+		changed = duplicate(parcel, entries, again.Dup)
 		_ = again.Close() // it was only read from
 	}
 	return entries
@@ -297,7 +328,7 @@ func (p *Preserver) capture(ctx context.Context, parcel *parcel, entries []units
 
 // duplicate gets each entry's file and tells whether one was not there any more.
 // Sessions, which the kernel preserves in no other, are left to takeServices.
-func duplicate(parcel *parcel, entries []units.Entry, duplicator Duplicator) (changed bool) {
+func duplicate(parcel *parcel, entries []units.Entry, dup func([]units.Entry) ([]*units.File, []error)) (changed bool) {
 	files, failed := make([]*units.File, len(entries)), make([]error, len(entries))
 	var places []int
 	var others []units.Entry
@@ -308,7 +339,7 @@ func duplicate(parcel *parcel, entries []units.Entry, duplicator Duplicator) (ch
 		}
 		places, others = append(places, i), append(others, entries[i])
 	}
-	found, missing := duplicator.Dup(others)
+	found, missing := dup(others)
 	for n, i := range places {
 		files[i], failed[i] = found[n], missing[n]
 	}

@@ -237,7 +237,11 @@ func (p *Preserver) openedIn(found *stores, sessions *Sessions, list []kho.Servi
 			labels = append(labels, e)
 		}
 	}
-	files, failed := found.duplicator.Dup(labels)
+	d, err := found.duplicator()
+	if err != nil {
+		return list, err
+	}
+	files, failed := d.Dup(labels)
 	for i, file := range files {
 		if file == nil {
 			continue

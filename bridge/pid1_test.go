@@ -48,6 +48,8 @@ type manager struct {
 	blind error
 	// changed is called before each duplication, to change a store then.
 	changed func()
+	// ahead are the files that were duplicated ahead, by unit.
+	ahead map[string][]*units.File
 	// identities counts the questions for who a unit is.
 	identities int
 }
@@ -123,6 +125,33 @@ func (m *manager) EachStore(ctx context.Context, each func(s *units.Store)) erro
 		each(&stores[i])
 	}
 	return err
+}
+
+func (m *manager) Files(s *units.Store) []*units.File {
+	files := m.ahead[s.Unit]
+	delete(m.ahead, s.Unit)
+	return files
+}
+
+// look duplicates what is in a unit's store ahead.
+func (m *manager) look(name string) {
+	m.t.Helper()
+	store, err := m.store(name)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	d, err := m.duplicator()
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	files, failed := d.Dup(store.Entries)
+	if err := errors.Join(append(failed, d.Close())...); err != nil {
+		m.t.Fatal(err)
+	}
+	if m.ahead == nil {
+		m.ahead = map[string][]*units.File{}
+	}
+	m.ahead[name] = files
 }
 
 func (m *manager) Stores(context.Context) ([]units.Store, error) {

@@ -36,9 +36,10 @@ const deviceTimeout = 10 * time.Second
 // takes it some 3 ms on an emulated processor, and does nothing else meanwhile.
 const emptyTimeout = 40 * time.Second
 
-// Stores is what a Preserver asks PID 1; units.Reader does it.
+// Stores is what a Preserver asks PID 1; units.Ahead does it.
 type Stores interface {
 	EachStore(ctx context.Context, each func(s *units.Store)) error
+	Files(s *units.Store) []*units.File
 	Entries(ctx context.Context, unit string) ([]units.Entry, error)
 	Carries(ctx context.Context) (bool, error)
 	Empty(ctx context.Context, units []string) error
@@ -289,7 +290,11 @@ func (p *Preserver) fill(ctx context.Context, packer *packer) (index *session.Se
 	var held []*parcel
 	var rescued []string
 	if found.own != nil {
-		if held, rescued, err = p.takeHeld(found.own, found.duplicator); err != nil {
+		d, err := found.duplicator()
+		if err == nil {
+			held, rescued, err = p.takeHeld(found.own, d)
+		}
+		if err != nil {
 			return nil, err
 		}
 		packer.again()

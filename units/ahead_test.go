@@ -5,6 +5,7 @@ package units
 import (
 	"context"
 	"errors"
+	"os"
 	"runtime"
 	"slices"
 	"sync"
@@ -12,7 +13,9 @@ import (
 
 	"github.com/godbus/dbus/v5"
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
+	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/units/bulk/bulktest"
 )
 
@@ -71,7 +74,9 @@ func halfStopped(t *testing.T) (*changing, *Ahead) {
 		"failed.service":  with(stoppedService(1), func(u *fakeUnit) { u.state = [2]string{"failed", "failed"} }),
 		"running.service": service("yes", 8, dumpedFile),
 	}}
-	return c, &Ahead{Reader: reader(t, c.serve)}
+	a := &Ahead{Reader: reader(t, c.serve), Open: func() (*Duplicator, error) { return OpenDuplicator(os.Getpid()) }}
+	t.Cleanup(a.Close)
+	return c, a
 }
 
 func (a *Ahead) look(t *testing.T) {
@@ -198,5 +203,150 @@ func TestWhatWasSeenUntilLookEndsIsKept(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"b.service", "failed.service", "running.service"}, c.asked()); diff != "" {
 		t.Errorf("asked for in the end (-want +got):\n%s", diff)
+	}
+}
+
+// dump is what PID 1 would say of files in a store.
+func dump(t *testing.T, files ...*fd.FD) (list []dumped) {
+	t.Helper()
+	for _, f := range files {
+		e := entry(t, f)
+		list = append(list, dumped{
+			"x", e.Mode, unix.Major(e.Dev), unix.Minor(e.Dev), e.Ino,
+			unix.Major(e.Rdev), unix.Minor(e.Rdev), e.Path, uint32(e.Flags),
+		})
+	}
+	return list
+}
+
+// holding is a machine whose services have stopped, with real files in their stores.
+func holding(t *testing.T, stores map[string][]*fd.FD) (*changing, *Ahead) {
+	t.Helper()
+	c, a := halfStopped(t)
+	for unit := range c.units {
+		c.change(unit, func(u *fakeUnit) { u.load = "not-found" })
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for unit, files := range stores {
+		c.units[unit] = stoppedService(1, dump(t, files...)...)
+	}
+	return c, a
+}
+
+// filesOf returns what was duplicated ahead of each store, and closes it with the test.
+func (a *Ahead) filesOf(t *testing.T) map[string][]*File {
+	t.Helper()
+	found := map[string][]*File{}
+	err := a.EachStore(t.Context(), func(s *Store) {
+		if files := a.Files(s); files != nil {
+			found[s.Unit] = files
+		}
+		if a.Files(s) != nil {
+			t.Errorf("the files of %s are given twice", s.Unit)
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for _, files := range found {
+			for _, f := range files {
+				_ = f.FD.Close()
+			}
+		}
+	})
+	return found
+}
+
+func TestFilesAreDuplicatedAhead(t *testing.T) {
+	first, second := memfd(t), memfd(t)
+	_, a := holding(t, map[string][]*fd.FD{"a.service": {second, first}})
+	a.look(t)
+	files := a.filesOf(t)["a.service"]
+	if len(files) != 2 {
+		t.Fatalf("%d files, want 2", len(files))
+	}
+	for i, f := range []*fd.FD{second, first} {
+		if same, err := files[i].FD.SameOpenFile(f); !same || err != nil {
+			t.Errorf("file %d is another: %v", i, err)
+		}
+	}
+	if _, err := unix.Pwrite(raw(t, first), []byte("grown"), 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := unix.Seek(raw(t, first), 3, unix.SEEK_SET); err != nil {
+		t.Fatal(err)
+	}
+	if err := files[1].Renew(); err != nil || files[1].Size != 5 || files[1].Position != 3 {
+		t.Errorf("renewed: %d bytes, position %d: %v", files[1].Size, files[1].Position, err)
+	}
+}
+
+// What cannot be told apart yet, or is no file of its own, is left to who knows all stores.
+func TestOnlyWhatIsCertainIsDuplicatedAhead(t *testing.T) {
+	twice := memfd(t)
+	again := own2(t, twice)
+	event, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	gone := memfd(t)
+	_, a := holding(t, map[string][]*fd.FD{
+		"twice.service": {again, memfd(t)}, "event.service": {own(t, event, err), memfd(t)}, "gone.service": {memfd(t), gone},
+	})
+	if err := gone.Close(); err != nil {
+		t.Fatal(err)
+	}
+	a.look(t)
+	if files := a.filesOf(t); len(files) > 0 {
+		t.Errorf("duplicated: %v", files)
+	}
+}
+
+// What has changed since is not what was duplicated.
+func TestFilesOfAChangedStoreAreNotGiven(t *testing.T) {
+	f, other := memfd(t), memfd(t)
+	for name, changed := range map[string]fakeUnit{
+		"stopped anew": stoppedService(2, dump(t, other)...), "runs": service("yes", 8, dump(t, other)...),
+	} {
+		c, a := holding(t, map[string][]*fd.FD{"a.service": {f}})
+		a.look(t)
+		c.change("a.service", func(u *fakeUnit) { *u = changed })
+		if files := a.filesOf(t); len(files) > 0 {
+			t.Errorf("%s: given: %v", name, files)
+		}
+	}
+}
+
+// A file that another store has, too, once it was duplicated ahead, is the other one.
+func TestADuplicatorLeavesWhatWasDuplicatedAhead(t *testing.T) {
+	f := memfd(t)
+	_, a := holding(t, map[string][]*fd.FD{"a.service": {f}})
+	a.look(t)
+	later := own2(t, f)
+	for _, when := range []string{"before it is given", "and after"} {
+		d, err := a.OpenDuplicator()
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := entry(t, f)
+		list := d.found[file{dev: e.Dev, ino: e.Ino}].list
+		if slices.Contains(list, raw(t, f)) || !slices.Contains(list, raw(t, later)) {
+			t.Errorf("%s: the descriptors %v, want %d and not %d", when, list, raw(t, later), raw(t, f))
+		}
+		_ = d.Close()
+		_ = a.filesOf(t)
+	}
+}
+
+func TestWhetherPID1CarriesStoresIsAskedOnce(t *testing.T) {
+	_, a := halfStopped(t)
+	if _, err := a.Carries(t.Context()); err == nil {
+		t.Error("a PID 1 without a version has one")
+	}
+	a.Socket = bulktest.Serve(t, pid1{managerItself: {properties: map[string]any{managerInterface + ".Version": "261"}}}.serve)
+	for range 2 {
+		if carries, err := a.Carries(t.Context()); !carries || err != nil {
+			t.Errorf("Carries: %v, %v", carries, err)
+		}
+		a.Socket = "/nowhere"
 	}
 }

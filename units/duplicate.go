@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -144,8 +145,20 @@ type File struct {
 	// other positions, one of which the entry may be instead.
 	Guessed bool
 
-	number int // the process's
-	flags  int // of fcntl(2)'s F_GETFL, as OpenFlags has them
+	number int  // the process's
+	flags  int  // of fcntl(2)'s F_GETFL, as OpenFlags has them
+	alone  bool // the process has no other open file of this inode
+}
+
+// Renew looks again at what others that have the same file open can change: its size,
+// position and seals.
+func (f *File) Renew() error {
+	st, err := f.FD.Stat()
+	if err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return err
+	}
+	f.Size = st.Size
+	return f.FD.Do(f.look)
 }
 
 // Dup duplicates the fds of a store, whose entries are in the order of PID 1's
@@ -201,8 +214,34 @@ func (d *Duplicator) only(found *numbers, e *Entry) (*File, error) {
 	}
 	if err == nil {
 		found.list = nil
+		f.alone = true
 	}
 	return f, err
+}
+
+// certain duplicates the fds of a store if there is no doubt of any; it returns nil
+// otherwise.
+func (d *Duplicator) certain(entries []Entry) []*File {
+	if slices.ContainsFunc(entries, func(e Entry) bool { return e.Anonymous() || e.Session() }) {
+		return nil
+	}
+	files, _ := d.Dup(entries)
+	if !slices.ContainsFunc(files, func(f *File) bool { return f == nil || !f.alone }) {
+		return files
+	}
+	for _, f := range files {
+		if f != nil {
+			_ = f.FD.Close()
+		}
+	}
+	return nil
+}
+
+// leave leaves out what was given out otherwise.
+func (d *Duplicator) leave(f *File) {
+	if found := d.found[file{dev: f.Dev, ino: f.Ino}]; found != nil {
+		found.list = slices.DeleteFunc(found.list, func(n int) bool { return n == f.number })
+	}
 }
 
 // sessionLink stands before the name in the link of a live-update session

@@ -60,8 +60,9 @@ func (r *Reader) EachStore(ctx context.Context, each func(s *Store)) error {
 	return r.eachStore(ctx, nil, each)
 }
 
-// eachStore is EachStore, when some have been seen ahead, by unit: see Ahead.
-func (r *Reader) eachStore(ctx context.Context, seen map[string]*sighting, each func(s *Store)) error {
+// eachStore is EachStore when some have been seen ahead, unless that is nil.
+func (r *Reader) eachStore(ctx context.Context, ahead *Ahead, each func(s *Store)) error {
+	seen := ahead.sightings()
 	return r.connected(ctx, func(ctx context.Context, a asker) error {
 		services, err := a.services(ctx, []string{"*.service"})
 		if err != nil {
@@ -91,6 +92,7 @@ func (r *Reader) eachStore(ctx context.Context, seen map[string]*sighting, each 
 			case *now == seen[s.Unit].version:
 				tell(seen[s.Unit].store)
 			default:
+				ahead.forget(seen[s.Unit])
 				again.all(s, r.Known)
 			}
 		})

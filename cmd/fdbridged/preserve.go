@@ -47,6 +47,7 @@ func preserve(ctx context.Context) error {
 	if err = update.await(ctx); err == nil {
 		preserved, err = update.preserve(ctx)
 	}
+	update.stores.Close()
 	if err != nil {
 		return notPreserved(ctx, errors.Join(err, update.preserver.Abandon()), log, socket)
 	}
@@ -74,8 +75,10 @@ type update struct {
 func (u *update) await(ctx context.Context) error {
 	shutdown := units.Shutdown{
 		Reader: u.stores.Reader, Root: units.CgroupRoot,
-		// What this does not see is asked for when all have stopped.
-		Meanwhile: func(ctx context.Context) { _ = u.stores.Look(ctx) },
+		Meanwhile: func(ctx context.Context) { // what this does not find out is asked when all have stopped
+			_, _ = u.stores.Carries(ctx)
+			_ = u.stores.Look(ctx)
+		},
 	}
 	alive := func() error { return u.socket.ExtendTimeout(stopTimeout) }
 	begun, err := shutdown.Begun(ctx)
@@ -197,11 +200,15 @@ func newUpdate(socket *notify.Socket, log *journal.Log) (*update, error) {
 	if err != nil {
 		return nil, err
 	}
-	u := &update{stores: &units.Ahead{Reader: &units.Reader{Socket: units.PrivateSocket}}, rules: &config.Rules{}, socket: socket, log: log}
+	u := &update{rules: &config.Rules{}, socket: socket, log: log}
+	u.stores = &units.Ahead{
+		Reader: &units.Reader{Socket: units.PrivateSocket},
+		Open:   func() (*units.Duplicator, error) { return units.OpenDuplicator(1) },
+	}
 	u.stores.Known = u.known
 	u.preserver = &bridge.Preserver{
 		Stores:     u.stores,
-		Duplicator: func() (bridge.Duplicator, error) { return units.OpenDuplicator(1) },
+		Duplicator: func() (bridge.Duplicator, error) { return u.stores.OpenDuplicator() },
 		Kernel:     session.System{},
 		Device:     session.Path,
 		Rescue:     socket,

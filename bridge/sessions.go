@@ -266,15 +266,6 @@ func (s *Server) luoSession(ctx context.Context, store *units.Store, name string
 	return s.Holder.newSession(ctx, answer.Session)
 }
 
-// dropSessions lets go of what came for a unit, and tells whether there was anything.
-func (s *Server) dropSessions(unit string) bool {
-	n := s.Holder.dropServices(unit)
-	if n > 0 {
-		s.Log.InfoOf(journal.About{Kind: journal.Dropped, Unit: unit}, "%s: Dropped %d sessions of its own.", unit, n)
-	}
-	return n > 0
-}
-
 // identityOf is who a unit is.
 func identityOf(store *units.Store) kho.Identity {
 	return kho.Identity{Fragment: store.FragmentPath, User: store.User, Group: store.Group}

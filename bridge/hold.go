@@ -61,7 +61,7 @@ type Holder struct {
 	assigned map[string]string  // by unit: who is to have what is held for it, see Assign
 	cut      bool               // an earlier fdbridged has ended while it retrieved sessions
 	earlier  map[string]bool    // the sessions that an earlier fdbridged has retrieved
-	adopted  []notify.Passed    // what is not assigned: the index is not read, or knows it not
+	adopted  []notify.Passed    // what is not sorted: the index is not read, or knows it not
 	missing  map[string]error   // by unit, or a service's session: why something of it cannot be had
 	unknown  error              // why it is not known what is held; nil when it is
 	tried    chan struct{}      // closed when unknown will not change any more

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/fdbridge/fdbridge/bridge/journal"
@@ -109,53 +108,6 @@ func (h *Holder) state(units ...string) error {
 	return nil
 }
 
-// adopt takes over fdbridged's store: the index, and the rest to be assigned
-// when the index has been read.
-func (h *Holder) adopt(passed []notify.Passed) {
-	for _, p := range passed {
-		switch {
-		case p.Name == indexName && h.sessions[kho.IndexSession] == nil:
-			h.sessions[kho.IndexSession] = session.Adopt(h.Kernel, p.FD)
-		case strings.HasPrefix(p.Name, keptPrefix) && h.kept[p.Name] == nil:
-			h.kept[p.Name] = p.FD
-		case p.Name == retrievingName:
-			h.cut = true
-			_ = p.FD.Close() // a mark: the store has its own
-		default:
-			h.adopted = append(h.adopted, p)
-		}
-	}
-}
-
-// rescue takes over what a preserve that was rolled back has left elsewhere,
-// and lets go of it there once it is in fdbridged's own store.
-func (h *Holder) rescue(ctx context.Context) error {
-	if h.Rescued == nil {
-		return nil
-	}
-	files, letGo, err := h.Rescued(ctx)
-	if err != nil || len(files) == 0 {
-		return err
-	}
-	h.mu.Lock()
-	for _, p := range files {
-		if !strings.HasPrefix(p.Name, keptPrefix) || h.kept[p.Name] != nil {
-			err = errors.Join(err, p.FD.Close()) // there since an earlier try
-			continue
-		}
-		h.kept[p.Name] = p.FD
-		err = errors.Join(err, h.Keeper.Store(p.Name, p.FD))
-	}
-	h.mu.Unlock()
-	if err == nil {
-		err = h.Keeper.Barrier()
-	}
-	if err != nil {
-		return err
-	}
-	return letGo()
-}
-
 // complete restores what is not restored yet, and says why that cannot be.
 func (h *Holder) complete(ctx context.Context) error {
 	ctx, stop := context.WithTimeout(ctx, deviceTimeout)
@@ -163,7 +115,7 @@ func (h *Holder) complete(ctx context.Context) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	again := h.sessions[kho.IndexSession] != nil
-	err := h.assign() // what was adopted can be delivered whatever becomes of the rest
+	err := h.readIndexed() // what was adopted can be delivered whatever becomes of the rest
 	if err == nil {
 		err = h.open(ctx, again)
 	}
@@ -241,7 +193,7 @@ func (h *Holder) fetchIndex(device *session.Device) (found bool, err error) {
 	case err != nil:
 		return false, err
 	default:
-		found, err = true, h.assign()
+		found, err = true, h.readIndexed()
 	}
 	if !found || err != nil {
 		h.remains(h.Keeper.Remove(retrievingName))
@@ -300,67 +252,6 @@ func (h *Holder) fetch(device *session.Device, name string) error {
 		h.problem(journal.About{Session: name}, "The session %s will not survive a crash of fdbridged: %v", name, err)
 	}
 	return nil
-}
-
-// assign reads the index, if it is there and was not read yet, and assigns what
-// was adopted to what is in it.
-func (h *Holder) assign() error {
-	if h.index != nil || h.sessions[kho.IndexSession] == nil {
-		return nil
-	}
-	index, err := readIndex(h.sessions[kho.IndexSession])
-	if err != nil {
-		return err
-	}
-	h.index = index
-	h.earlier = h.sort()
-	h.strangers()
-	h.takeStock(h.earlier)
-	return nil
-}
-
-// sort assigns what was adopted, and returns the names of the sessions among it.
-// What means nothing to this fdbridged remains.
-func (h *Holder) sort() (adopted map[string]bool) {
-	sessions := map[string]string{}
-	for _, u := range h.index.Units {
-		for _, name := range u.Sessions {
-			sessions[sessionName(name)] = name
-		}
-	}
-	for _, s := range h.index.Services {
-		sessions[sessionName(s.Session)] = s.Session
-	}
-	adopted = map[string]bool{}
-	rest := h.adopted[:0]
-	for _, p := range h.adopted {
-		name, known := sessions[p.Name]
-		switch {
-		case known && h.sessions[name] == nil:
-			h.sessions[name], adopted[name] = session.Adopt(h.Kernel, p.FD), true
-			continue
-		case strings.HasPrefix(p.Name, begunPrefix):
-			hash, invocation := begunOf(p.Name)
-			h.begun[hash] = invocation
-		case strings.HasPrefix(p.Name, donePrefix):
-			h.done[p.Name] = true
-		case strings.HasPrefix(p.Name, assignedPrefix) && h.adoptAssigned(p):
-		default:
-			rest = append(rest, p)
-			continue
-		}
-		_ = p.FD.Close() // a mark: the store has its own
-	}
-	h.adopted = rest
-	return adopted
-}
-
-// strangers reports what is in fdbridged's store and means nothing to this
-// fdbridged. It stays there.
-func (h *Holder) strangers() {
-	for _, p := range h.adopted {
-		h.problem(journal.About{FD: p.Name}, "The fd %q in fdbridged's store is none of what was handed over, and is left there", p.Name)
-	}
 }
 
 // takeStock finds out which parcels are held, after h.sessions has grown. Sessions

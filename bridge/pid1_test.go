@@ -9,6 +9,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -52,6 +53,8 @@ type manager struct {
 	ahead map[string][]*units.File
 	// identities counts the questions for who a unit is.
 	identities int
+	// looks counts those about a service that wants a session.
+	looks atomic.Int32
 }
 
 type unit struct {

@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/fdbridge/fdbridge/bridge/journal"
 	"github.com/fdbridge/fdbridge/bridge/wire"
@@ -64,7 +65,15 @@ func (h *Holder) adoptOpened(passed []notify.Passed) (rest []notify.Passed) {
 var (
 	errNotDone = errors.New("it came through the last live update, and is to be claimed, and done with, before it can be opened again")
 	errTooMany = fmt.Errorf("the unit has %d sessions, and no unit may have more", wire.MaxSessions)
+	errEnding  = fmt.Errorf("%w; one that it is done with counts until no process has it open", errTooMany)
 	errHeld    = errors.New("the unit has a session of this name already, in its fd store or in one of its processes")
+)
+
+const (
+	// heldTries is how often it is tried to make a session that another is in the way
+	// of, and heldPause how long to wait in between: half a second in all.
+	heldTries = 50
+	heldPause = 10 * time.Millisecond
 )
 
 // openSession returns a duplicate of the session that a unit has opened under this name,
@@ -74,11 +83,11 @@ func (h *Holder) openSession(ctx context.Context, s kho.Service) (*fd.FD, error)
 	if err := h.Known(ctx, ""); err != nil {
 		return nil, err
 	}
-	done, err := h.openTurn(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer done()
+	return h.inTurn(ctx, func() (*fd.FD, error) { return h.findOrOpen(ctx, s) })
+}
+
+// findOrOpen is openSession for who has the turn.
+func (h *Holder) findOrOpen(ctx context.Context, s kho.Service) (*fd.FD, error) {
 	h.mu.Lock()
 	o, came, n := h.opened[s.Session], h.sessions[s.Session] != nil, h.countSessions(s.Unit)
 	h.mu.Unlock()
@@ -88,12 +97,8 @@ func (h *Holder) openSession(ctx context.Context, s kho.Service) (*fd.FD, error)
 	case came:
 		return nil, errNotDone
 	case n >= wire.MaxSessions:
-		held, err := h.forgetEnded(ctx, s.Unit)
-		h.mu.Lock()
-		n = h.countSessions(s.Unit)
-		h.mu.Unlock()
-		if n >= wire.MaxSessions {
-			return nil, errors.Join(errTooMany, held, err)
+		if err := h.makeRoom(ctx, s.Unit); err != nil {
+			return nil, err
 		}
 	}
 	made, err := h.create(ctx, s.Session)
@@ -113,22 +118,39 @@ func (h *Holder) openSession(ctx context.Context, s kho.Service) (*fd.FD, error)
 
 // newSession makes a session that the caller is to keep, and owns.
 func (h *Holder) newSession(ctx context.Context, name string) (*fd.FD, error) {
-	done, err := h.openTurn(ctx)
-	if err != nil {
-		return nil, err
+	return h.inTurn(ctx, func() (*fd.FD, error) {
+		h.mu.Lock()
+		o := h.opened[name]
+		h.mu.Unlock()
+		if o != nil { // at run time, and asked for by its directive since
+			return o.session.FD().Dup()
+		}
+		made, err := h.create(ctx, name)
+		if err != nil {
+			return nil, err
+		}
+		return made.FD(), nil
+	})
+}
+
+// inTurn makes a session when no other is being made, and lets others have their turn
+// while it waits for one that is in the way: a session is gone with its last descriptor,
+// which a process that has ended, or an answer that was sent just now, may close a
+// moment later.
+func (h *Holder) inTurn(ctx context.Context, try func() (*fd.FD, error)) (*fd.FD, error) {
+	for tries := 1; ; tries++ {
+		done, err := h.openTurn(ctx)
+		if err != nil {
+			return nil, err
+		}
+		f, err := try()
+		done()
+		mayEnd := errors.Is(err, errHeld) || errors.Is(err, errEnding)
+		if !mayEnd || tries == heldTries {
+			return f, err
+		}
+		time.Sleep(heldPause)
 	}
-	defer done()
-	h.mu.Lock()
-	o := h.opened[name]
-	h.mu.Unlock()
-	if o != nil { // at run time, and asked for by its directive since
-		return o.session.FD().Dup()
-	}
-	made, err := h.create(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	return made.FD(), nil
 }
 
 // openTurn waits until no other session is being opened, and returns what ends the
@@ -142,16 +164,24 @@ func (h *Holder) openTurn(ctx context.Context) (done func(), err error) {
 	}
 }
 
-// create makes an outgoing session; the caller owns it, and has the turn.
-func (h *Holder) create(ctx context.Context, name string) (*session.Session, error) {
+// withDevice lets do have the device; the caller has the turn.
+func (h *Holder) withDevice(ctx context.Context, do func(d *session.Device) error) error {
 	ctx, stop := context.WithTimeout(ctx, deviceTimeout)
 	defer stop()
 	device, err := session.OpenWait(ctx, h.Kernel, h.Device)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { _ = device.Close() }() // sessions live on without it
-	made, err := device.Create(name)
+	return do(device)
+}
+
+// create makes an outgoing session; the caller owns it, and has the turn.
+func (h *Holder) create(ctx context.Context, name string) (made *session.Session, err error) {
+	err = h.withDevice(ctx, func(d *session.Device) (err error) {
+		made, err = d.Create(name)
+		return err
+	})
 	if errors.Is(err, session.ErrExist) {
 		err = errHeld
 	}
@@ -183,29 +213,47 @@ func (h *Holder) keepOpened(s kho.Service, made *session.Session) error {
 	return nil
 }
 
-// forgetEnded forgets those of the sessions that a unit was done with which are gone:
-// the kernel makes no second one of a name as long as a process has one. held is errHeld
-// if there are others. The caller has the turn.
-func (h *Holder) forgetEnded(ctx context.Context, unit string) (held, err error) {
+// makeRoom returns why a unit that has all the sessions that it may have cannot have
+// one more. The caller has the turn.
+func (h *Holder) makeRoom(ctx context.Context, unit string) error {
+	err := h.forgetEnded(ctx, unit)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	ending := slices.Contains(slices.Collect(maps.Values(h.doneWith)), unit)
+	switch {
+	case h.countSessions(unit) < wire.MaxSessions:
+		return nil
+	case err != nil:
+		return fmt.Errorf("%w, unless some are gone, which cannot be seen: %w", errTooMany, err)
+	case ending:
+		return errEnding
+	}
+	return errTooMany
+}
+
+// forgetEnded forgets those of the sessions that a unit was done with which are gone.
+func (h *Holder) forgetEnded(ctx context.Context, unit string) error {
 	h.mu.Lock()
 	ended := maps.Clone(h.doneWith)
 	h.mu.Unlock()
 	maps.DeleteFunc(ended, func(_, of string) bool { return of != unit })
-	for name := range ended {
-		made, err := h.create(ctx, name)
-		if errors.Is(err, errHeld) {
-			held = err
-			continue
-		}
-		if err != nil {
-			return held, err
-		}
-		_ = made.Close() // nothing is in it
-		h.mu.Lock()
-		delete(h.doneWith, name)
-		h.mu.Unlock()
+	if len(ended) == 0 {
+		return nil
 	}
-	return held, nil
+	return h.withDevice(ctx, func(d *session.Device) error {
+		for name := range ended {
+			there, err := d.HasOutgoing(name)
+			if err != nil {
+				return err
+			}
+			if !there {
+				h.mu.Lock()
+				delete(h.doneWith, name)
+				h.mu.Unlock()
+			}
+		}
+		return nil
+	})
 }
 
 // countSessions counts a unit's sessions; the caller has h.mu. One that it is done with

@@ -24,10 +24,6 @@ const (
 	// maxVisits bounds how many connections of one unit are served at a time, so
 	// that it leaves room for the others. A further one is closed at once.
 	maxVisits = 16
-	// heldPatience is how long a request waits for a session to be gone, and heldPause
-	// how long between two looks.
-	heldPatience = 500 * time.Millisecond
-	heldPause    = 10 * time.Millisecond
 	// maxComplaints bounds what is logged about one unit's requests in a minute: the
 	// journal drops messages of a service that has too many, whatever they say.
 	maxComplaints = 20
@@ -136,12 +132,6 @@ func (s *Server) session(ctx context.Context, conn *wire.Conn, unit string, requ
 	defer stop()
 	answer := wire.Session{Unit: unit}
 	f, err := s.answerSession(waiting, unit, request, &answer)
-	// A session is gone with its last descriptor, which a process that has ended, or
-	// an answer that was sent just now, may close a moment later.
-	for end := time.Now().Add(heldPatience); errors.Is(err, errHeld) && time.Now().Before(end); {
-		time.Sleep(heldPause)
-		f, err = s.answerSession(waiting, unit, request, &answer)
-	}
 	defer func() { _ = f.Close() }() // the peer has its own
 	if err != nil {
 		answer = wire.Session{Unit: unit, Error: oneSentence(err)}

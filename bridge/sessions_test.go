@@ -9,6 +9,7 @@ import (
 	"io"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -99,6 +100,7 @@ func (w *world) notServed(path, unit, op, name, why string) {
 }
 
 func (m *manager) Store(_ context.Context, name string) (*units.Store, error) {
+	m.looks.Add(1)
 	store, err := m.store(name)
 	return &store, err
 }
@@ -260,6 +262,59 @@ func TestAServiceIsToldWhyItGetsNoSession(t *testing.T) {
 	w.notServed(path, "in.service", wire.OpOpenSession, "4", "this kernel offers no live update")
 	if !strings.Contains(w.logged(), `in.service: open-session of the session "one-more" is refused`) {
 		t.Errorf("refusals are not logged:\n%s", w.logged())
+	}
+}
+
+// opens is a kernel that counts how often the device is opened.
+type opens struct {
+	session.Kernel
+	n atomic.Int32
+}
+
+func (o *opens) Open(path string) (*fd.FD, error) {
+	o.n.Add(1)
+	return o.Kernel.Open(path)
+}
+
+func TestAUnitIsWaitedForThatHasAllItMayHave(t *testing.T) {
+	w := newWorld(t)
+	w.add("in.service", "yes")
+	d := w.daemon()
+	kernel := &opens{Kernel: w.kernel}
+	d.holder.Kernel = kernel
+	path := d.services()
+	var ended *session.Session
+	for i := range wire.MaxSessions {
+		ended = w.gets(path, "in.service", wire.OpOpenSession, fmt.Sprint(i))
+		w.asks(path, "in.service", wire.OpDoneSession, fmt.Sprint(i))
+	}
+	var tries atomic.Int32
+	third := make(chan struct{}, 1)
+	w.kernel.Fail = func(_ uint, name string, _ uint64) error {
+		if name == kho.ServiceSession("in.service", fmt.Sprint(wire.MaxSessions-1)) && tries.Add(1) == 3 {
+			third <- struct{}{}
+		}
+		return nil
+	}
+	w.looks.Store(0)
+	kernel.n.Store(0)
+	answer, _ := w.asks(path, "in.service", wire.OpOpenSession, "one-more")
+	if !strings.Contains(answer.Error, "no unit may have more") || strings.Contains(answer.Error, "of this name already") {
+		t.Errorf("it is told: %s", answer.Error)
+	}
+	<-third // or the test does not end
+	if looks, opens := w.looks.Load(), kernel.n.Load(); looks != 1 || opens != tries.Load() {
+		t.Errorf("in %d looks at what has ended PID 1 was asked %d times, and the device opened %d times", tries.Load(), looks, opens)
+	}
+	for _, name := range []string{fmt.Sprint(wire.MaxSessions - 1), "one-more"} {
+		kept := ended
+		go func() {
+			<-third
+			_ = kept.Close()
+		}()
+		tries.Store(0)
+		ended = w.gets(path, "in.service", wire.OpOpenSession, name)
+		w.asks(path, "in.service", wire.OpDoneSession, name)
 	}
 }
 

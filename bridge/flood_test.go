@@ -123,13 +123,14 @@ func TestFDsThatNobodyAskedForAreNotKept(t *testing.T) {
 	if refused != 0 && refused != 2*manyFDs/fdsAtOnce {
 		t.Errorf("the kernel has refused fds %d times of %d", refused, 2*manyFDs/fdsAtOnce)
 	}
-	for end := time.Now().Add(20 * time.Second); descriptors(t) > before; {
+	served := func() bool { return strings.Contains(w.logged(), "vm.service") } // some at least
+	for end := time.Now().Add(20 * time.Second); !served() || descriptors(t) > before; {
 		if time.Now().After(end) {
 			t.Fatalf("after %d fds there are %d descriptors, and were %d", 2*manyFDs, descriptors(t), before)
 		}
 	}
 	// Nor is the log, which others' messages have to get into.
-	if n := strings.Count(w.logged(), "vm.service"); n == 0 || n > 60 {
+	if n := strings.Count(w.logged(), "vm.service"); n > 60 {
 		t.Errorf("%d messages about vm.service", n)
 	}
 	if list := d.holder.Held("a.service"); len(list) != 1 {

@@ -74,6 +74,9 @@ const (
 	// of, and heldPause how long to wait in between: half a second in all.
 	heldTries = 50
 	heldPause = 10 * time.Millisecond
+	// maxEnded is how many sessions that units are done with are remembered before all
+	// are looked at: a transient unit that is gone asks for none any more.
+	maxEnded = 256
 )
 
 // openSession returns a duplicate of the session that a unit has opened under this name,
@@ -90,6 +93,7 @@ func (h *Holder) openSession(ctx context.Context, s kho.Service) (*fd.FD, error)
 func (h *Holder) findOrOpen(ctx context.Context, s kho.Service) (*fd.FD, error) {
 	h.mu.Lock()
 	o, came, n := h.opened[s.Session], h.sessions[s.Session] != nil, h.countSessions(s.Unit)
+	ended := len(h.doneWith)
 	h.mu.Unlock()
 	switch {
 	case o != nil:
@@ -99,6 +103,10 @@ func (h *Holder) findOrOpen(ctx context.Context, s kho.Service) (*fd.FD, error) 
 	case n >= wire.MaxSessions:
 		if err := h.makeRoom(ctx, s.Unit); err != nil {
 			return nil, err
+		}
+	case ended >= maxEnded:
+		if err := h.forgetEnded(ctx, func(string) bool { return true }); err != nil {
+			return nil, err // as would be the session
 		}
 	}
 	made, err := h.create(ctx, s.Session)
@@ -185,6 +193,11 @@ func (h *Holder) create(ctx context.Context, name string) (made *session.Session
 	if errors.Is(err, session.ErrExist) {
 		err = errHeld
 	}
+	if err == nil { // then the one of that name is gone
+		h.mu.Lock()
+		delete(h.doneWith, name)
+		h.mu.Unlock()
+	}
 	return made, err
 }
 
@@ -209,14 +222,13 @@ func (h *Holder) keepOpened(s kho.Service, made *session.Session) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.opened[s.Session] = &opened{s, made}
-	delete(h.doneWith, s.Session)
 	return nil
 }
 
 // makeRoom returns why a unit that has all the sessions that it may have cannot have
 // one more. The caller has the turn.
 func (h *Holder) makeRoom(ctx context.Context, unit string) error {
-	err := h.forgetEnded(ctx, unit)
+	err := h.forgetEnded(ctx, func(of string) bool { return of == unit })
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	ending := slices.Contains(slices.Collect(maps.Values(h.doneWith)), unit)
@@ -231,12 +243,12 @@ func (h *Holder) makeRoom(ctx context.Context, unit string) error {
 	return errTooMany
 }
 
-// forgetEnded forgets those of the sessions that a unit was done with which are gone.
-func (h *Holder) forgetEnded(ctx context.Context, unit string) error {
+// forgetEnded forgets those of the sessions that units were done with which are gone.
+func (h *Holder) forgetEnded(ctx context.Context, of func(unit string) bool) error {
 	h.mu.Lock()
 	ended := maps.Clone(h.doneWith)
 	h.mu.Unlock()
-	maps.DeleteFunc(ended, func(_, of string) bool { return of != unit })
+	maps.DeleteFunc(ended, func(_, unit string) bool { return !of(unit) })
 	if len(ended) == 0 {
 		return nil
 	}

@@ -318,6 +318,44 @@ func TestAUnitIsWaitedForThatHasAllItMayHave(t *testing.T) {
 	}
 }
 
+// The session that a unit was done with, and the one of that name in its store, are two.
+func TestWhatAUnitIsDoneWithDoesNotCountWhenItIsMadeAgain(t *testing.T) {
+	w := newWorld(t)
+	w.add("in.service", "yes")
+	d := w.daemon()
+	path := d.services()
+	for i := range wire.MaxSessions {
+		_ = w.gets(path, "in.service", wire.OpOpenSession, fmt.Sprint(i)).Close()
+	}
+	w.asks(path, "in.service", wire.OpDoneSession, "3")
+	if err := w.luo(d.socket, "in.service", "3"); err != nil {
+		t.Fatal(err)
+	}
+	_ = w.gets(path, "in.service", wire.OpOpenSession, "one-more").Close()
+}
+
+// Nobody asks about the sessions of transient units that are gone.
+func TestWhatManyUnitsAreDoneWithIsForgotten(t *testing.T) {
+	w := newWorld(t)
+	path := w.daemon().services()
+	var made atomic.Int32
+	w.kernel.Fail = func(_ uint, name string, _ uint64) error {
+		if name == kho.ServiceSession("run-0.service", "s") {
+			made.Add(1)
+		}
+		return nil
+	}
+	for i := range 300 {
+		unit := fmt.Sprintf("run-%d.service", i)
+		w.add(unit, "yes")
+		_ = w.gets(path, unit, wire.OpOpenSession, "s").Close()
+		w.asks(path, unit, wire.OpDoneSession, "s")
+	}
+	if n := made.Load(); n != 2 { // the second time to see that it is gone
+		t.Errorf("the session of the first unit was made %d times", n)
+	}
+}
+
 func TestASessionIsForTheUserThatLeftIt(t *testing.T) {
 	w := vm(t)
 	w.kexec(w.preserve())

@@ -297,21 +297,6 @@ func (h *Holder) cameFor(unit string) []kho.Service {
 	return slices.DeleteFunc(slices.Clone(h.index.Services), func(s kho.Service) bool { return s.Unit != unit })
 }
 
-// claim returns a duplicate of a session that came, as it is in the index; nil
-// when none is held. The caller owns the duplicate.
-func (h *Holder) claim(unit, name string) (*kho.Service, *fd.FD, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for _, s := range h.cameFor(unit) {
-		if held := h.sessions[s.Session]; s.Name == name && held != nil {
-			h.askedFor[s.Session] = true
-			f, err := held.FD().Dup()
-			return &s, f, err
-		}
-	}
-	return nil, nil, nil
-}
-
 // came returns the session of that name that came for a unit, if it is held.
 func (h *Holder) came(unit, name string) (s kho.Service, held bool) {
 	h.mu.Lock()
@@ -322,6 +307,19 @@ func (h *Holder) came(unit, name string) (s kho.Service, held bool) {
 		}
 	}
 	return s, false
+}
+
+// claim returns a duplicate of a session that came, which its unit may have; nil when it
+// is held no longer. The caller owns the duplicate.
+func (h *Holder) claim(name string) (*fd.FD, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	held := h.sessions[name]
+	if held == nil {
+		return nil, nil
+	}
+	h.askedFor[name] = true
+	return held.FD().Dup()
 }
 
 // lost tells whether a session that was to come can never be had.

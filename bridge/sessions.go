@@ -163,7 +163,7 @@ func (s *Server) answerSession(ctx context.Context, unit string, request *wire.R
 	case wire.OpOpenSession:
 		return s.openSession(ctx, store, request.Name)
 	case wire.OpClaimSession:
-		if f, err = s.claimSession(ctx, store, request.Name); f == nil {
+		if f, err = s.claimSession(ctx, unit, answer.Session); f == nil {
 			answer.Session = ""
 		}
 		return f, err
@@ -185,24 +185,21 @@ func (s *Server) openSession(ctx context.Context, store *units.Store, name strin
 }
 
 // claimSession returns a session that came for a unit; nil when there is none.
-func (s *Server) claimSession(ctx context.Context, store *units.Store, name string) (*fd.FD, error) {
-	service, f, err := s.Holder.claim(store.Unit, name)
-	if err != nil {
-		return nil, err
-	}
-	if f == nil {
-		if err := s.Holder.Known(ctx, kho.ServiceSession(store.Unit, name)); err != nil {
+func (s *Server) claimSession(ctx context.Context, unit, name string) (*fd.FD, error) {
+	came, held := s.Holder.came(unit, name)
+	if !held {
+		if err := s.Holder.Known(ctx, name); err != nil {
 			return nil, err
 		}
 		// It may have come while this one waited.
-		if service, f, err = s.Holder.claim(store.Unit, name); f == nil || err != nil {
-			return nil, err
+		if came, held = s.Holder.came(unit, name); !held {
+			return nil, nil
 		}
 	}
-	if err := s.mayHave(ctx, service); err != nil {
-		return nil, errors.Join(err, f.Close())
+	if err := s.mayHave(ctx, &came); err != nil {
+		return nil, err
 	}
-	return f, nil
+	return s.Holder.claim(name)
 }
 
 // mayHave returns why a unit may not have a session that came for it, nor end it.
@@ -244,11 +241,11 @@ func (s *Server) luoSession(ctx context.Context, store *units.Store, name string
 			answer.Came = true
 			return nil, nil
 		}
-		f, err := s.claimSession(ctx, store, name)
+		f, err := s.claimSession(ctx, store.Unit, answer.Session)
 		answer.Came, answer.Replaces = f != nil, f != nil
 		return f, err
 	}
-	f, err := s.claimSession(ctx, store, name)
+	f, err := s.claimSession(ctx, store.Unit, answer.Session)
 	answer.Came = f != nil
 	if f != nil || err != nil && !s.Holder.lost(answer.Session) {
 		return f, err

@@ -398,6 +398,19 @@ func TestASessionThatIsNotClaimedInTimeIsDropped(t *testing.T) {
 	_ = w.gets(path, "other.service", wire.OpClaimSession, "claimed").Close()
 }
 
+func TestASessionThatIsRefusedIsNotClaimed(t *testing.T) {
+	w := vm(t)
+	w.kexec(w.preserve())
+	w.setUser("vm.service", "mallory")
+	d := w.daemon()
+	path := d.services()
+	w.notServed(path, "vm.service", wire.OpClaimSession, "guest", "mallory")
+	d.server.Expire(t.Context(), time.Nanosecond)
+	if answer, s := w.asks(path, "vm.service", wire.OpClaimSession, "guest"); s != nil || answer != (wire.Session{Unit: "vm.service"}) {
+		t.Errorf("it is held on: %+v", answer)
+	}
+}
+
 // What was claimed from the fdbridged before is in use, for all that this one knows.
 func TestASessionThatMayBeClaimedIsNotDropped(t *testing.T) {
 	w := vm(t)

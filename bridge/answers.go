@@ -42,7 +42,7 @@ func (s *Server) units(ctx context.Context) ([]wire.Unit, error) {
 	}
 	found := map[string]*wire.Unit{}
 	for _, o := range optedIn {
-		if o.Unit != OwnUnit && !s.leaves(o.Unit) {
+		if o.Unit != OwnUnit && !s.Excluded(o.Unit) {
 			found[o.Unit] = &wire.Unit{Unit: o.Unit, State: wire.StateOptedIn}
 		}
 	}

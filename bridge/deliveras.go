@@ -63,10 +63,9 @@ func (s *Server) assign(ctx context.Context, unit, to string) (*wire.Assigned, e
 	return assigned, s.Holder.Assign(unit, to)
 }
 
-// leaves tells whether a unit is left alone, by fdbridge.conf or by its own files.
-func (s *Server) leaves(unit string) bool {
-	facts, _ := s.Facts(unit)
-	return facts.Left || s.Excluded(unit)
+// errLeft says that a unit is excluded.
+func errLeft(unit string) error {
+	return fmt.Errorf("%s is left alone: Exclude= in fdbridge.conf or Preserve=no in its [X-FDBridge] says so", unit)
 }
 
 // asks returns why a unit would not ask for its fds when it starts. That it has
@@ -81,8 +80,8 @@ func (s *Server) asks(ctx context.Context, unit string) error {
 		return fmt.Errorf("there is no unit %s that could be started", unit)
 	case id.Unit != unit:
 		return fmt.Errorf("%s is another name of %s; say that", unit, id.Unit)
-	case s.leaves(unit):
-		return fmt.Errorf("%s is left alone: Exclude= in fdbridge.conf or Preserve=no in its [X-FDBridge] says so", unit)
+	case s.Excluded(unit):
+		return errLeft(unit)
 	case !id.OptedIn() || !id.HasDropIn(generator.DropInPrefix):
 		return fmt.Errorf("%s does not ask for its fds when it starts: set FileDescriptorStoreMax= to their number and "+
 			"FileDescriptorStorePreserve=yes in it, and run \"systemctl daemon-reload\"", unit)

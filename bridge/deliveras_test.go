@@ -136,7 +136,6 @@ func TestADecisionThatWouldComeToNothingIsRefused(t *testing.T) {
 		"no opt-in":          {"a.service", "b.service", func(w *world) { w.units["b.service"].preserve = "no" }, "does not ask for its fds"},
 		"no drop-in":         {"a.service", "b.service", func(w *world) { w.units["b.service"].identity.DropIns = nil }, `run "systemctl daemon-reload"`},
 		"excluded":           {"a.service", "excluded.service", nil, "excluded.service is left alone"},
-		"left to systemd":    {"a.service", "b.service", func(w *world) { w.units["b.service"].facts.Left = true }, "b.service is left alone"},
 		"has fds held":       {"a.service", "own.service", nil, "own.service is to have what is held for own.service"},
 		"another's decision": {"a.service", "b.service", func(w *world) {}, ""},
 	} {

@@ -26,7 +26,8 @@ type Pinner struct {
 	Pin func(ctx context.Context, units []string) error
 	// Covered returns the units that the generator has taken care of; with an
 	// error, none.
-	Covered  func() (map[string]bool, error)
+	Covered func() (map[string]bool, error)
+	// Excluded is that of config.Current.
 	Excluded func(unit string) bool
 	// Reloaded is called by Follow when PID 1 has reloaded its units, or may have.
 	Reloaded func()

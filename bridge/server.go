@@ -52,8 +52,9 @@ type Server struct {
 	// but in tests.
 	Duplicator func() (Duplicator, error)
 	// Facts is that of generator.Current.
-	Facts    func(unit string) (facts generator.Facts, loaded bool)
-	Excluded func(unit string) bool // by Exclude= of fdbridge.conf
+	Facts func(unit string) (facts generator.Facts, loaded bool)
+	// Excluded is that of config.Current.
+	Excluded func(unit string) bool
 	// RequestTimeout is NewServer's but in tests.
 	RequestTimeout time.Duration
 	// WaitInterval is wire.WaitInterval but in tests.

@@ -176,8 +176,8 @@ func (s *Server) answerSession(ctx context.Context, unit string, request *wire.R
 // unit after fdbridged.
 func (s *Server) openSession(ctx context.Context, store *units.Store, name string) (*fd.FD, error) {
 	switch {
-	case s.leaves(store.Unit):
-		return nil, fmt.Errorf("%s is left alone, as Exclude= of fdbridge.conf or Preserve=no says", store.Unit)
+	case s.Excluded(store.Unit):
+		return nil, errLeft(store.Unit)
 	case !store.OptedIn():
 		return nil, fmt.Errorf("%s has not opted in, which takes FileDescriptorStoreMax= above zero and FileDescriptorStorePreserve=yes", store.Unit)
 	}

@@ -226,19 +226,16 @@ func TestASessionIsTheSameUntilItIsDoneWith(t *testing.T) {
 
 func TestAServiceIsToldWhyItGetsNoSession(t *testing.T) {
 	w := newWorld(t)
-	for unit, preserve := range map[string]string{"in.service": "yes", "out.service": "restart", "excluded.service": "yes", "none.service": "yes", "left.service": "yes"} {
+	for unit, preserve := range map[string]string{"in.service": "yes", "out.service": "restart", "excluded.service": "yes", "none.service": "yes"} {
 		w.add(unit, preserve)
 	}
 	w.setMax("none.service", 0)
-	w.manager.units["left.service"].facts.Left = true
 	d := w.daemon()
-	d.server.Excluded = func(unit string) bool { return unit == "excluded.service" }
 	path := d.services()
 	for _, unit := range []string{"out.service", "none.service"} {
 		w.notServed(path, unit, wire.OpOpenSession, "a", unit+" has not opted in")
 	}
 	w.notServed(path, "excluded.service", wire.OpOpenSession, "a", "left alone")
-	w.notServed(path, "left.service", wire.OpOpenSession, "a", "left alone")
 	for _, op := range []string{wire.OpOpenSession, wire.OpClaimSession, wire.OpDoneSession} {
 		for _, name := range []string{"", "a b", "a:b", strings.Repeat("x", 256)} {
 			w.notServed(path, "in.service", op, name, "1 to 255 printable ASCII characters")

@@ -53,7 +53,12 @@ func LoadRules(root string) (*Rules, []error) {
 // because fdbridged.service is masked.
 func (r *Rules) Excluded(unit string) bool {
 	facts, _ := r.Register.Lookup(unit)
-	return facts.Left || r.Register.Masked() || r.Config.Excluded(unit)
+	return r.Register.Masked() || r.leaves(unit, facts)
+}
+
+// leaves tells whether a unit with these facts is to be left alone.
+func (c *Config) leaves(unit string, facts generator.Facts) bool {
+	return facts.Left || c.Excluded(unit)
 }
 
 // Required reports whether the live update is to be called off when anything of
@@ -74,4 +79,17 @@ func (r *Rules) AnyRequired() bool {
 	required := r.Rollback || slices.ContainsFunc(slices.Collect(maps.Values(r.Register)),
 		func(facts generator.Facts) bool { return facts.Required })
 	return required && !r.Register.Masked()
+}
+
+// Current is Rules for who runs on while PID 1 loads its units anew.
+type Current struct {
+	*Config
+	generator.Current
+}
+
+// Excluded is that of Rules, but that fdbridged.service is masked does not matter: it
+// runs all the same.
+func (c *Current) Excluded(unit string) bool {
+	facts, _ := c.Facts(unit)
+	return c.leaves(unit, facts)
 }

@@ -81,3 +81,26 @@ func TestWithFdbridgedMaskedAllUnitsAreLeftAlone(t *testing.T) {
 		}
 	}
 }
+
+// Who pins and serves units leaves the same ones alone as who preserves them.
+func TestExcludedIsTheSameForWhoRunsOn(t *testing.T) {
+	const unit = "[Service]\nExecStart=/bin/x\nFileDescriptorStoreMax=1\nFileDescriptorStorePreserve=yes\n"
+	root := unitfiletest.Tree(t, txtar.Parse([]byte(
+		"-- etc/fdbridge/fdbridge.conf --\n[Bridge]\nExclude=alias.service ex*.service\n"+
+			"-- etc/systemd/system/left@.service --\n"+unit+"[X-FDBridge]\nPreserve=no\n"+
+			"-- etc/systemd/system/real.service --\n"+unit+
+			"-- etc/systemd/system/alias.service -> real.service --\n"+
+			"-- etc/systemd/system/other.service --\n"+unit)))
+	rules, _ := config.LoadRules(root)
+	current := &config.Current{Config: rules.Config, Current: generator.Current{Options: generator.Options{
+		Root: root, Dir: t.TempDir(), Path: unitfile.SearchPath("", false),
+		Exclude: func() (func(unit string) bool, []error) { return rules.Config.Excluded, nil },
+	}}}
+	for name, want := range map[string]bool{
+		"left@1.service": true, "real.service": true, "extra.service": true, "fdbridged.service": true, "other.service": false, "run-1.service": false,
+	} {
+		if rules.Excluded(name) != want || current.Excluded(name) != want {
+			t.Errorf("%s: Excluded %v, and for who runs on %v, want %v", name, rules.Excluded(name), current.Excluded(name), want)
+		}
+	}
+}

@@ -51,8 +51,9 @@ func serve(ctx context.Context) error {
 	holder.Restore(ctx, passed)
 	defer func() { _ = holder.Close() }() // the fd store has all that is held
 	addDropIns(ctx, settings, holder)
-	pinner := newPinner(settings, reader, log)
-	server := newServer(settings, holder, reader, log)
+	rules := current(settings)
+	pinner := newPinner(rules, reader, log)
+	server := newServer(rules, holder, reader, log)
 	server.Started = pinner.Notice
 	pinner.Reloaded = server.Forget
 	if err := server.Begin(ctx); err != nil {
@@ -157,12 +158,12 @@ func preserveEnded(ctx context.Context, reader *units.Reader) error {
 	}
 }
 
-func newPinner(settings *config.Config, reader *units.Reader, log *journal.Log) *bridge.Pinner {
+func newPinner(rules *config.Current, reader *units.Reader, log *journal.Log) *bridge.Pinner {
 	pinner := bridge.NewPinner()
 	pinner.OptedIn = reader.OptedIn
 	pinner.Pin = pin
 	pinner.Covered = func() (map[string]bool, error) { return generator.Covered(generator.Dir) }
-	pinner.Excluded = settings.Excluded
+	pinner.Excluded = rules.Excluded
 	pinner.Log = log
 	return pinner
 }
@@ -176,7 +177,7 @@ func pin(ctx context.Context, names []string) error {
 	return errors.Join(manager.Pin(ctx, units.RuntimeDir, names), manager.Close())
 }
 
-func newServer(settings *config.Config, holder *bridge.Holder, reader *units.Reader, log *journal.Log) *bridge.Server {
+func newServer(rules *config.Current, holder *bridge.Holder, reader *units.Reader, log *journal.Log) *bridge.Server {
 	machine, err := bridge.Machine(os.DirFS("/"), kho.KernelLog)
 	if err != nil {
 		log.Warning("Not all of the kernel's live-update state can be read: %v", err)
@@ -186,8 +187,8 @@ func newServer(settings *config.Config, holder *bridge.Holder, reader *units.Rea
 	server.PID1 = reader
 	server.UnitOf = units.UnitOf
 	server.Duplicator = func() (bridge.Duplicator, error) { return units.OpenDuplicator(1) }
-	server.Facts = current(settings).Facts
-	server.Excluded = settings.Excluded
+	server.Facts = rules.Facts
+	server.Excluded = rules.Excluded
 	server.LostFile = bridge.LostFile
 	server.WaitInterval = wire.WaitInterval
 	server.Machine = machine
@@ -195,9 +196,9 @@ func newServer(settings *config.Config, holder *bridge.Holder, reader *units.Rea
 	return server
 }
 
-// current tells what the units' files say.
-func current(settings *config.Config) *generator.Current {
-	return &generator.Current{Options: options(settings, unitfile.SearchPath)}
+// current tells what fdbridge.conf and the units' files say.
+func current(settings *config.Config) *config.Current {
+	return &config.Current{Config: settings, Current: generator.Current{Options: options(settings, unitfile.SearchPath)}}
 }
 
 func options(settings *config.Config, path func(env string, set bool) []string) generator.Options {

@@ -253,7 +253,7 @@ func work(queue <-chan func()) *sync.WaitGroup {
 func (p *Preserver) captured(store *units.Store, packer *packer, leaves bool) (made *parcel, entries []units.Entry) {
 	made = &parcel{
 		unit:     store.Unit,
-		identity: kho.Identity{Fragment: store.FragmentPath, User: store.User, Group: store.Group},
+		identity: identityOf(store),
 		origin:   p.Origin,
 		leaves:   leaves,
 	}

@@ -110,6 +110,11 @@ func differences(facts generator.Facts, was, is *kho.Identity) (differ []string)
 	return differ
 }
 
+// identityOf is who the unit of a store is.
+func identityOf(store *units.Store) kho.Identity {
+	return kho.Identity{Fragment: store.FragmentPath, User: store.User, Group: store.Group}
+}
+
 // userOf returns the user that a unit runs as: root unless it says otherwise.
 func userOf(i *kho.Identity) string {
 	if i.User == "" || i.User == "0" {

@@ -252,8 +252,3 @@ func (s *Server) luoSession(ctx context.Context, store *units.Store, name string
 	}
 	return s.Holder.newSession(ctx, answer.Session)
 }
-
-// identityOf is who a unit is.
-func identityOf(store *units.Store) kho.Identity {
-	return kho.Identity{Fragment: store.FragmentPath, User: store.User, Group: store.Group}
-}

@@ -39,6 +39,8 @@ type world struct {
 	mu          sync.Mutex
 	recorded    *kho.Index
 	unrecorded  error         // why an index cannot be recorded
+	unrescued   error         // why something of an update that was called off cannot be had
+	unemptied   error         // why it is left where it is
 	impatient   time.Duration // the servers' RequestTimeout, if set
 }
 

@@ -40,7 +40,8 @@ type Holder struct {
 	// Rescued returns what a preserve that was rolled back has left of the
 	// sessions that it took apart: their files, by their names as kept files,
 	// which become the Holder's, and a function that lets go of them where they
-	// are; nil when there is nowhere to look.
+	// are. With an error these are not all, and the function is not called. It is
+	// nil when there is nowhere to look.
 	Rescued func(ctx context.Context) (files []notify.Passed, letGo func() error, err error)
 	Log     *journal.Log
 
@@ -61,6 +62,7 @@ type Holder struct {
 	assigned map[string]string  // by unit: who is to have what is held for it, see Assign
 	cut      bool               // an earlier fdbridged has ended while it retrieved sessions
 	earlier  map[string]bool    // the sessions that an earlier fdbridged has retrieved
+	twice    bool               // what is kept is where the next Holder may rescue it from, too
 	adopted  []notify.Passed    // what is not sorted: the index is not read, or knows it not
 	missing  map[string]error   // by unit, or a service's session: why something of it cannot be had
 	unknown  error              // why it is not known what is held; nil when it is

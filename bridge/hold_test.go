@@ -47,6 +47,41 @@ func TestWhatARolledBackUpdateHasTakenApartIsDelivered(t *testing.T) {
 	})
 }
 
+// What cannot be had may be had by the next fdbridged, which finds all the rest again.
+func TestWhatIsTakenOverInPartIsDeliveredOnce(t *testing.T) {
+	for name, fail := range map[string]func(u *updated, err error){
+		"the store is not emptied": func(u *updated, err error) { u.unemptied = err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			u := update(t, stores["one unit"])
+			rollBack(t, u)
+			fail(u, errors.New("it failed"))
+			left := u.names(rescueUnit)
+			d := u.serveOwn()
+			u.deliverAll(t, d)
+			for range 2 {
+				d.stop()
+				d = u.serveOwn()
+				if held := d.holder.Units(); len(held) > 0 {
+					t.Errorf("held again: %q", held)
+				}
+				if p := d.holder.Problems(); len(p) != 1 || !strings.Contains(p[0], "it failed") {
+					t.Errorf("problems: %q", p)
+				}
+			}
+			if diff := cmp.Diff(left, u.names(rescueUnit)); diff != "" {
+				t.Errorf("store of preserve (-before +after):\n%s", diff)
+			}
+			d.stop()
+			fail(u, nil)
+			u.check(t, u.serveOwn())
+			if left := u.names(rescueUnit); len(left) > 0 {
+				t.Errorf("left in the store of preserve: %q", left)
+			}
+		})
+	}
+}
+
 // rollBack lets fdbridged take over what came through the update, and takes a
 // further update back after everything was preserved for it.
 func rollBack(t *testing.T, u *updated) {

@@ -24,8 +24,8 @@ import (
 //	f-HASH-TOKEN       a kept file: what the session has, or had, under the token
 //	b-HASH-INVOCATION  a delivery of the parcel was begun when its unit was started,
 //	                   in this invocation of the unit
-//	d-HASH             the parcel is done, though the session of its manifest lives
-//	                   on for others
+//	d-HASH             the parcel is done, though its manifest can be had: its session
+//	                   lives on, or it is in the store of a preserve service, too
 //	a-HASH             an administrator's word for whom what is held for a unit is
 //	o-HASH             a session that a service has opened
 //	l-HASH             its label, which says whose it is: see kho.Service

@@ -405,7 +405,13 @@ func TestALossOfWhatIsHeldCallsTheUpdateOff(t *testing.T) {
 
 // rescued is what fdbridged asks PID 1 after an update that was called off.
 func (w *world) rescued(context.Context) ([]notify.Passed, func() error, error) {
-	return w.passed(rescueUnit), func() error { w.empty(rescueUnit); return nil }, nil
+	letGo := func() error {
+		if w.unemptied == nil {
+			w.empty(rescueUnit)
+		}
+		return w.unemptied
+	}
+	return w.passed(rescueUnit), letGo, w.unrescued
 }
 
 func TestWhatIsHeldAndNotCarriedIsNamed(t *testing.T) {

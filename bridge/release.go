@@ -23,9 +23,10 @@ import (
 // store.
 //
 // A session that cannot be finished is left where it is and is a Problem; if
-// the parcel's manifest is in it, a mark says that the parcel is done. An error
-// means that the parcel is held on. A crash at any point leaves either the
-// parcel held, or something to tidy up for the next Restore.
+// the parcel's manifest is in it, or may be in another store, a mark says that
+// the parcel is done. An error means that the parcel is held on. A crash at any
+// point leaves either the parcel held, or something to tidy up for the next
+// Restore.
 func (h *Holder) release(p *holding) error {
 	h.releasing.Lock()
 	defer h.releasing.Unlock()
@@ -45,7 +46,7 @@ func (h *Holder) release(p *holding) error {
 			h.problem(journal.About{Unit: p.Unit, Session: name}, "%s: The session %s cannot be finished: %v", p.Unit, name, err)
 		}
 	}
-	if leave[p.Sessions[0]] != nil {
+	if leave[p.Sessions[0]] != nil || h.twice && h.kept[keptName(p.manifest())] != nil {
 		if err := mark(h.Keeper, doneName(p.manifest()), ""); err != nil {
 			h.held = held
 			return fmt.Errorf("note that it is done: %w", err)
@@ -169,8 +170,11 @@ func (h *Holder) discard(sessions []string) (failed error) {
 	return failed
 }
 
-// unmarkDone removes the marks of parcels whose sessions are finished.
+// unmarkDone removes the marks of parcels whose manifests cannot be had any more.
 func (h *Holder) unmarkDone() (failed error) {
+	if h.twice {
+		return nil
+	}
 	for i := range h.index.Units {
 		p := &holding{h.index.Units[i]}
 		if len(p.Sessions) == 0 || h.sessions[p.Sessions[0]] != nil {

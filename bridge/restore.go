@@ -44,7 +44,10 @@ func (h *Holder) Restore(ctx context.Context, passed []notify.Passed) {
 	h.adopt(h.adoptOpened(passed))
 	h.mu.Unlock()
 	if err := h.rescue(ctx); err != nil {
-		h.Problem(journal.About{}, "What a live update that was called off had taken apart cannot be taken over: %v", err)
+		h.mu.Lock()
+		h.twice = true
+		h.problem(journal.About{}, "Not all that a live update that was called off had taken apart can be taken over: %v", err)
+		h.mu.Unlock()
 	}
 	if err := h.complete(ctx); err != nil {
 		h.Problem(journal.About{}, "What the kernel before this one has handed over cannot be restored: %v", err)

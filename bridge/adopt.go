@@ -32,13 +32,14 @@ func (h *Holder) adopt(passed []notify.Passed) {
 }
 
 // rescue takes over what a preserve that was rolled back has left elsewhere,
-// and lets go of it there once it is in fdbridged's own store.
+// and lets go of it there once all of it is in fdbridged's own store. With an error,
+// what was had is taken over, and the next Holder finds it there once more.
 func (h *Holder) rescue(ctx context.Context) error {
 	if h.Rescued == nil {
 		return nil
 	}
 	files, letGo, err := h.Rescued(ctx)
-	if err != nil || len(files) == 0 {
+	if len(files) == 0 {
 		return err
 	}
 	h.mu.Lock()

@@ -50,6 +50,7 @@ func TestWhatARolledBackUpdateHasTakenApartIsDelivered(t *testing.T) {
 // What cannot be had may be had by the next fdbridged, which finds all the rest again.
 func TestWhatIsTakenOverInPartIsDeliveredOnce(t *testing.T) {
 	for name, fail := range map[string]func(u *updated, err error){
+		"a file is not there":      func(u *updated, err error) { u.unrescued = err },
 		"the store is not emptied": func(u *updated, err error) { u.unemptied = err },
 	} {
 		t.Run(name, func(t *testing.T) {

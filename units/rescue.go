@@ -14,7 +14,8 @@ import (
 )
 
 // TakeStore duplicates what is in the fd store of a unit that does not run,
-// which is nothing when the unit is not loaded; the caller owns the files. The
+// which is nothing when the unit is not loaded; the caller owns the files, also
+// those that there are with an error, as when others could not be duplicated. The
 // store stays as it is until empty is called. Errors answer errors.Is for
 // ErrManager when PID 1 did not answer.
 func (r *Reader) TakeStore(ctx context.Context, unit string) (files []notify.Passed, empty func() error, err error) {

@@ -143,19 +143,9 @@ const endTimeout = 10 * time.Second
 // changed, and its store not emptied. No order of the units does it, as that would have
 // preserving wait, too. One that only prepares is not waited for.
 func preserveEnded(ctx context.Context, reader *units.Reader) error {
-	ctx, stop := context.WithTimeoutCause(ctx, endTimeout, fmt.Errorf("%s has not ended within %v", bridge.PreserveUnit, endTimeout))
-	defer stop()
-	for {
-		s, err := reader.Service(ctx, bridge.PreserveUnit)
-		if err != nil || s.Active != "active" && s.Active != "deactivating" {
-			return err
-		}
-		select {
-		case <-time.After(100 * time.Millisecond):
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
+	return reader.Follow(ctx, bridge.PreserveUnit, endTimeout, func(s units.Service) bool {
+		return s.Active != "active" && s.Active != "deactivating"
+	})
 }
 
 func newPinner(rules *config.Current, reader *units.Reader, log *journal.Log) *bridge.Pinner {

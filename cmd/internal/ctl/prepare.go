@@ -23,8 +23,6 @@ const (
 	prepareWait = 10 * time.Minute
 	// beginWait bounds how long it may take until a service begins to start or ends.
 	beginWait = 30 * time.Second
-	// stepWait is how long to wait before PID 1 is asked again.
-	stepWait = 50 * time.Millisecond
 )
 
 // prepared is what prepare prints as JSON.
@@ -76,7 +74,7 @@ func prepareNow(ctx context.Context) (summary string, err error) {
 	}
 	begun := false
 	start := time.Now()
-	err = follow(ctx, prepareWait, func(s units.Service) bool {
+	err = reader.Follow(ctx, bridge.PreserveUnit, prepareWait, func(s units.Service) bool {
 		starting := s.Active == "activating"
 		begun = begun || starting || s.Left != before.Left
 		summary = s.Status
@@ -94,25 +92,10 @@ func abortNow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return follow(ctx, beginWait, func(s units.Service) bool { return s.Active == "inactive" || s.Active == "failed" })
-}
-
-// follow asks PID 1 about the service until that is as wanted.
-func follow(ctx context.Context, atMost time.Duration, wanted func(s units.Service) bool) error {
-	ctx, stop := context.WithTimeoutCause(ctx, atMost, fmt.Errorf("%s has taken longer than %v", bridge.PreserveUnit, atMost))
-	defer stop()
 	reader := &units.Reader{Socket: units.PrivateSocket}
-	for {
-		s, err := reader.Service(ctx, bridge.PreserveUnit)
-		if err != nil || wanted(s) {
-			return err
-		}
-		select {
-		case <-time.After(stepWait):
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
+	return reader.Follow(ctx, bridge.PreserveUnit, beginWait, func(s units.Service) bool {
+		return s.Active == "inactive" || s.Active == "failed"
+	})
 }
 
 func withManager(ctx context.Context, do func(m *units.Manager) error) error {

@@ -351,7 +351,7 @@ func duplicate(parcel *parcel, entries []units.Entry, dup func([]units.Entry) ([
 		}
 		it.file, it.guessed = file.FD, file.Guessed
 		if !entries[i].Anonymous() {
-			it.inode = inode{file.Dev, file.Ino}
+			it.inode, it.entry.Flags = inode{file.Dev, file.Ino}, uint32(file.Flags)
 		}
 		it.entry.Size, it.entry.Position, it.entry.Seals = file.Size, file.Position, kho.Seals(file.Seals)
 	}

@@ -4,9 +4,13 @@ package units
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"sync"
+
+	"github.com/fdbridge/fdbridge/units/bulk"
 )
 
 // Ahead is a Reader that looks at the stores of services that have stopped while others
@@ -14,9 +18,10 @@ import (
 type Ahead struct {
 	*Reader
 	// Open opens the Duplicator of PID 1.
-	Open func() (*Duplicator, error)
-	mu   sync.Mutex
-	seen map[string]*sighting // by unit
+	Open   func() (*Duplicator, error)
+	mu     sync.Mutex
+	seen   map[string]*sighting // by unit
+	loaded uint64               // when PID 1 had loaded its units that were seen, as version.since
 	// carries is what Carries returns, nil until it is known.
 	carries *bool
 }
@@ -30,10 +35,12 @@ type sighting struct {
 	taken   bool    // by Files
 }
 
-// version is what changes with a store, for a service that has stopped.
+// version is what changes with a store, for a service that has stopped and of which no
+// process is left.
 type version struct {
 	since  uint64 // when its unit's state has changed last, by CLOCK_MONOTONIC in microseconds
 	stored uint32 // how many fds there are in it
+	cgroup string // its unit's, empty when it has none: then no process belongs to it
 }
 
 // version asks for a store's version.
@@ -41,15 +48,19 @@ func (q *questions) version(s *Store) *version {
 	v := &version{}
 	q.property(s, unitInterface, "StateChangeTimestampMonotonic", &v.since)
 	q.property(s, serviceInterface, "NFileDescriptorStore", &v.stored)
+	q.property(s, serviceInterface, "ControlGroup", &v.cgroup)
 	return v
 }
 
 // Look looks at the stores of services that have stopped and that it has not seen yet.
 // What it has seen when there is an error is of use nevertheless.
 func (a *Ahead) Look(ctx context.Context) error {
-	seen := a.sightings()
 	return a.connected(ctx, func(ctx context.Context, asker asker) error {
 		services, err := asker.services(ctx, []string{"*.service"})
+		if err != nil {
+			return err
+		}
+		seen, err := a.still(ctx, asker, services)
 		if err != nil {
 			return err
 		}
@@ -69,11 +80,94 @@ func (a *Ahead) Look(ctx context.Context) error {
 		defer close(found)
 		work.Go(func() { a.duplicate(ctx, found) })
 		return q.ask(ctx, asker, func(s *Store) {
-			if !q.failed[s] {
-				found <- a.add(&sighting{store: s, version: *versions[s]})
+			if v := versions[s]; !q.failed[s] && v.cgroup == "" {
+				found <- a.add(&sighting{store: s, version: *v})
 			}
 		})
 	})
+}
+
+// EachStore is that of Reader, but that those stores come first that are as they were seen.
+// Each call has its own Files.
+func (a *Ahead) EachStore(ctx context.Context, each func(s *Store)) error {
+	return a.connected(ctx, func(ctx context.Context, asker asker) error {
+		services, err := asker.services(ctx, []string{"*.service"})
+		if err != nil {
+			return err
+		}
+		seen, err := a.still(ctx, asker, services)
+		if err != nil {
+			return err
+		}
+		same, err := a.same(ctx, asker, seen, each)
+		if err != nil {
+			return err
+		}
+		rest := slices.DeleteFunc(services, func(s loaded) bool { return same[s.name] })
+		return a.tell(ctx, asker, rest, each)
+	})
+}
+
+// same tells of the stores that are as they were seen, and forgets the others. A store
+// whose files are not duplicated comes when it is known of all whether they have changed: a
+// Duplicator that is opened then leaves what it has to leave, and nothing else.
+func (a *Ahead) same(ctx context.Context, asker asker, seen map[string]*sighting, each func(s *Store)) (same map[string]bool, err error) {
+	same = map[string]bool{}
+	var q questions
+	versions := map[*Store]*version{}
+	for _, unit := range slices.Sorted(maps.Keys(seen)) {
+		s := &Store{Unit: unit}
+		versions[s] = q.version(s)
+	}
+	var later []*Store
+	err = q.ask(ctx, asker, func(s *Store) {
+		old := seen[s.Unit]
+		if q.failed[s] || *versions[s] != old.version {
+			a.forget(old)
+			return
+		}
+		same[s.Unit] = true
+		switch {
+		case old.files != nil:
+			each(old.store)
+		case len(old.store.Entries) > 0:
+			later = append(later, old.store)
+		}
+	})
+	if errors.Is(err, ErrManager) {
+		return nil, err
+	}
+	for _, s := range later {
+		each(s)
+	}
+	return same, nil // of what could not be told the stores are read again
+}
+
+// still returns the sightings of services that are stopped, by their names, and forgets
+// those of others, and those whose files were taken. It forgets all when PID 1 has loaded
+// its units anew: that turns stores round, its fds may have other numbers, and units
+// another User=.
+func (a *Ahead) still(ctx context.Context, asker asker, services []loaded) (map[string]*sighting, error) {
+	var loaded uint64
+	calls := []bulk.Call{getProperty(managerPath, managerInterface, "UnitsLoadTimestampMonotonic", func(b *bulk.Reader) { readValue(b, &loaded) })}
+	if err := asker.calls(ctx, calls, nil); err != nil {
+		return nil, fmt.Errorf("read when the units were loaded: %w", err)
+	}
+	unknown := calls[0].Err != nil // then all is read in the end
+	stopped := map[string]bool{}
+	for _, s := range services {
+		stopped[s.name] = s.stopped() && !s.dead()
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for unit, s := range a.seen {
+		if s.taken || !stopped[unit] || unknown || loaded != a.loaded {
+			s.close()
+			delete(a.seen, unit)
+		}
+	}
+	a.loaded = loaded
+	return maps.Clone(a.seen), nil
 }
 
 // duplicate duplicates what is in the stores that come, until ctx ends. What it cannot is
@@ -160,12 +254,6 @@ func (s *sighting) close() {
 	}
 }
 
-// EachStore is that of Reader, but that stores which have changed since they were seen
-// come last.
-func (a *Ahead) EachStore(ctx context.Context, each func(s *Store)) error {
-	return a.eachStore(ctx, a, each)
-}
-
 func (a *Ahead) add(s *sighting) *sighting {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -182,14 +270,4 @@ func (a *Ahead) forget(s *sighting) {
 	defer a.mu.Unlock()
 	s.close()
 	delete(a.seen, s.store.Unit)
-}
-
-// sightings is nothing for those who have not looked ahead.
-func (a *Ahead) sightings() map[string]*sighting {
-	if a == nil {
-		return nil
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return maps.Clone(a.seen)
 }

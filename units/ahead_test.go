@@ -61,6 +61,7 @@ func stoppedService(since uint64, entries ...dumped) fakeUnit {
 	u.state = [2]string{"inactive", "dead-resources-pinned"}
 	u.properties[unitInterface+".StateChangeTimestampMonotonic"] = since
 	u.properties[serviceInterface+".NFileDescriptorStore"] = uint32(len(entries))
+	u.properties[serviceInterface+".ControlGroup"] = ""
 	return u
 }
 
@@ -68,6 +69,7 @@ func stoppedService(since uint64, entries ...dumped) fakeUnit {
 func halfStopped(t *testing.T) (*changing, *Ahead) {
 	t.Helper()
 	c := &changing{units: pid1{
+		managerItself:     {properties: map[string]any{managerInterface + ".UnitsLoadTimestampMonotonic": uint64(1)}, load: "none"},
 		"a.service":       stoppedService(1, dumpedFile),
 		"b.service":       stoppedService(2, dumpedFile, dumpedTTY),
 		"dead.service":    with(stoppedService(1, dumpedFile), func(u *fakeUnit) { u.state[1] = "dead" }),
@@ -84,6 +86,12 @@ func (a *Ahead) look(t *testing.T) {
 	if err := a.Look(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func (a *Ahead) sees(unit string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.seen[unit] != nil
 }
 
 func (a *Ahead) stores(t *testing.T) []Store {
@@ -132,6 +140,12 @@ func TestWhatChangesAfterItWasSeenIsAskedForAgain(t *testing.T) {
 			func(u *fakeUnit) { *u = stoppedService(1, dumpedTTY, dumpedTTY) },
 			[]Store{keptStore("a.service", entry[0], entry[0])},
 		},
+		"a process is left": {
+			func(u *fakeUnit) {
+				u.properties[serviceInterface+".ControlGroup"], u.entries = "/x", []dumped{dumpedTTY}
+			},
+			[]Store{keptStore("a.service", entry...)},
+		},
 		"runs":    {func(u *fakeUnit) { *u = service("yes", 8, dumpedTTY) }, []Store{store("a.service", "yes", entry...)}},
 		"emptied": {func(u *fakeUnit) { u.state[1] = "dead" }, nil},
 	} {
@@ -146,6 +160,33 @@ func TestWhatChangesAfterItWasSeenIsAskedForAgain(t *testing.T) {
 				t.Errorf("stores (-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// As long as a process is left it may change the store, and leave no trace of it.
+func TestAStoreThatAProcessIsLeftOfIsNotSeenAhead(t *testing.T) {
+	c, a := halfStopped(t)
+	c.change("a.service", func(u *fakeUnit) { u.properties[serviceInterface+".ControlGroup"] = "/system.slice/a.service" })
+	a.look(t)
+	if a.sees("a.service") || !a.sees("b.service") {
+		t.Errorf("sees a: %v, b: %v", a.sees("a.service"), a.sees("b.service"))
+	}
+}
+
+// A daemon-reload turns stores round, and a daemon-reexec gives fds other numbers.
+func TestWhatWasSeenBeforeAReloadIsForgotten(t *testing.T) {
+	const property = managerInterface + ".UnitsLoadTimestampMonotonic"
+	for _, properties := range []map[string]any{{property: uint64(2)}, {}} { // or that cannot be told
+		c, a := halfStopped(t)
+		a.look(t)
+		c.change(managerItself, func(u *fakeUnit) { u.properties = properties })
+		_ = c.asked()
+		if n := len(a.stores(t)); n != 3 {
+			t.Errorf("%d stores, want 3", n)
+		}
+		if diff := cmp.Diff([]string{"a.service", "b.service", "failed.service", "running.service"}, c.asked()); diff != "" {
+			t.Errorf("asked for in the end (-want +got):\n%s", diff)
+		}
 	}
 }
 
@@ -165,8 +206,8 @@ func TestWhatCannotBeSeenAheadIsAskedForInTheEnd(t *testing.T) {
 		c.change("a.service", func(u *fakeUnit) { *u = whole })
 	}
 	_ = c.asked()
-	stores := a.stores(t)
-	if diff := cmp.Diff(keptStore("a.service", wantEntries[:1]...), stores[0]); diff != "" {
+	stores := a.stores(t) // those that were seen come first
+	if diff := cmp.Diff(keptStore("a.service", wantEntries[:1]...), stores[1]); diff != "" {
 		t.Errorf("store (-want +got):\n%s", diff)
 	}
 	if diff := cmp.Diff([]string{"a.service", "running.service"}, c.asked()); diff != "" {
@@ -178,10 +219,11 @@ func TestWhatCannotBeSeenAheadIsAskedForInTheEnd(t *testing.T) {
 func TestWhatWasSeenUntilLookEndsIsKept(t *testing.T) {
 	c, a := halfStopped(t)
 	ctx, stop := context.WithCancel(t.Context())
-	a.Known = func(s *Store) bool { return true } // three questions about each
+	a.Known = func(s *Store) bool { return true } // four questions about each
 	a.Socket = bulktest.Serve(t, func(p *bulktest.Peer) {
 		p.Send(c.units.answer(p.Call()))
-		for _, call := range p.Calls(9)[:3] {
+		p.Send(c.units.answer(p.Call()))
+		for _, call := range p.Calls(12)[:4] {
 			p.Send(c.units.answer(call))
 		}
 		for p.Call() != nil { // the client hangs up
@@ -189,7 +231,7 @@ func TestWhatWasSeenUntilLookEndsIsKept(t *testing.T) {
 	})
 	done := make(chan error)
 	go func() { done <- a.Look(ctx) }()
-	for a.sightings()["a.service"] == nil {
+	for !a.sees("a.service") {
 		runtime.Gosched()
 	}
 	stop()
@@ -278,8 +320,11 @@ func TestFilesAreDuplicatedAhead(t *testing.T) {
 	if _, err := unix.Seek(raw(t, first), 3, unix.SEEK_SET); err != nil {
 		t.Fatal(err)
 	}
-	if err := files[1].Renew(); err != nil || files[1].Size != 5 || files[1].Position != 3 {
-		t.Errorf("renewed: %d bytes, position %d: %v", files[1].Size, files[1].Position, err)
+	if _, err := unix.FcntlInt(uintptr(raw(t, first)), unix.F_SETFL, unix.O_RDWR|unix.O_APPEND); err != nil {
+		t.Fatal(err)
+	}
+	if err := files[1].Renew(); err != nil || files[1].Size != 5 || files[1].Position != 3 || files[1].Flags != unix.O_RDWR|unix.O_APPEND {
+		t.Errorf("renewed: %d bytes, position %d, flags %x: %v", files[1].Size, files[1].Position, files[1].Flags, err)
 	}
 }
 
@@ -313,6 +358,38 @@ func TestFilesOfAChangedStoreAreNotGiven(t *testing.T) {
 		if files := a.filesOf(t); len(files) > 0 {
 			t.Errorf("%s: given: %v", name, files)
 		}
+	}
+}
+
+// Whoever has to duplicate anew finds in PID 1 what was duplicated in vain: of a service
+// that runs again, and what was given once already, as when all is preserved anew.
+func TestWhatIsNotGivenAheadCanBeDuplicated(t *testing.T) {
+	for name, change := range map[string]func(f *fd.FD) fakeUnit{
+		"runs":         func(f *fd.FD) fakeUnit { return service("yes", 8, dump(t, f)...) },
+		"stopped anew": func(f *fd.FD) fakeUnit { return stoppedService(2, dump(t, f)...) },
+		"given before": nil,
+	} {
+		f := memfd(t)
+		c, a := holding(t, map[string][]*fd.FD{"a.service": {f}})
+		a.look(t)
+		if change == nil && len(a.filesOf(t)) != 1 {
+			t.Errorf("%s: nothing was given", name)
+		}
+		if change != nil {
+			c.change("a.service", func(u *fakeUnit) { *u = change(f) })
+		}
+		if files := a.filesOf(t); len(files) > 0 {
+			t.Errorf("%s: given: %v", name, files)
+		}
+		d, err := a.OpenDuplicator()
+		if err != nil {
+			t.Fatal(err)
+		}
+		e := entry(t, f)
+		if list := d.found[file{dev: e.Dev, ino: e.Ino}].list; !slices.Contains(list, raw(t, f)) {
+			t.Errorf("%s: the descriptor %d is left out: %v", name, raw(t, f), list)
+		}
+		_ = d.Close()
 	}
 }
 

@@ -66,11 +66,11 @@ func (d *Duplicator) tellApart(found *numbers, list []int, entries []Entry, know
 	taken, failure := d.takeAll(candidates, variants(list, entries))
 	positions := map[int]map[int64]bool{} // by open flags, which tell files apart
 	for _, f := range taken {
-		if f != nil && positions[f.flags] == nil {
-			positions[f.flags] = map[int64]bool{}
+		if f != nil && positions[f.Flags] == nil {
+			positions[f.Flags] = map[int64]bool{}
 		}
 		if f != nil {
-			positions[f.flags][f.Position] = true
+			positions[f.Flags][f.Position] = true
 		}
 	}
 	costs := make([][]int, len(list))
@@ -78,7 +78,7 @@ func (d *Duplicator) tellApart(found *numbers, list []int, entries []Entry, know
 		costs[row] = make([]int, len(candidates))
 		for column, f := range taken {
 			costs[row][column] = impossible
-			if f != nil && f.flags == entries[i].Flags {
+			if f != nil && f.Flags == entries[i].Flags {
 				costs[row][column] = known.misfit(i, f.number)
 			}
 		}
@@ -91,7 +91,7 @@ func (d *Duplicator) tellApart(found *numbers, list []int, entries []Entry, know
 		}
 		f := taken[column]
 		taken[column] = nil
-		f.Guessed = len(positions[f.flags]) > 1
+		f.Guessed = len(positions[f.Flags]) > 1
 		files[i] = f
 		found.list = slices.DeleteFunc(found.list, func(n int) bool { return n == f.number })
 	}

@@ -145,19 +145,24 @@ type File struct {
 	// other positions, one of which the entry may be instead.
 	Guessed bool
 
+	// Flags are those of fcntl(2)'s F_GETFL, as OpenFlags has them.
+	Flags int
+
 	number int  // the process's
-	flags  int  // of fcntl(2)'s F_GETFL, as OpenFlags has them
 	alone  bool // the process has no other open file of this inode
 }
 
-// Renew looks again at what others that have the same file open can change: its size,
-// position and seals.
+// Renew looks again at what others that have the same regular file open can change: its
+// size, position, seals and open flags.
 func (f *File) Renew() error {
 	st, err := f.FD.Stat()
-	if err != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+	if err != nil {
 		return err
 	}
 	f.Size = st.Size
+	if f.Flags, err = OpenFlags(f.FD); err != nil {
+		return err
+	}
 	return f.FD.Do(f.look)
 }
 
@@ -219,10 +224,10 @@ func (d *Duplicator) only(found *numbers, e *Entry) (*File, error) {
 	return f, err
 }
 
-// certain duplicates the fds of a store if there is no doubt of any; it returns nil
-// otherwise.
+// certain duplicates the fds of a store if all are regular files, as memfds are, and there
+// is no doubt of any; it returns nil otherwise.
 func (d *Duplicator) certain(entries []Entry) []*File {
-	if slices.ContainsFunc(entries, func(e Entry) bool { return e.Anonymous() || e.Session() }) {
+	if slices.ContainsFunc(entries, func(e Entry) bool { return e.Mode&unix.S_IFMT != unix.S_IFREG }) {
 		return nil
 	}
 	files, _ := d.Dup(entries)
@@ -325,7 +330,7 @@ func see(f *fd.FD, e *Entry) (*File, error) {
 	if err != nil || flags != e.Flags {
 		return nil, err
 	}
-	seen := &File{FD: f, Dev: st.Dev, Ino: st.Ino, flags: flags}
+	seen := &File{FD: f, Dev: st.Dev, Ino: st.Ino, Flags: flags}
 	if st.Mode&unix.S_IFMT == unix.S_IFREG {
 		seen.Size = st.Size
 		err = f.Do(seen.look)

@@ -57,49 +57,27 @@ func (a asker) calls(ctx context.Context, calls []bulk.Call, answered func(i int
 // is empty; both are part of the error. With ErrManager there were more stores
 // than those that each was called with.
 func (r *Reader) EachStore(ctx context.Context, each func(s *Store)) error {
-	return r.eachStore(ctx, nil, each)
-}
-
-// eachStore is EachStore when some have been seen ahead, unless that is nil.
-func (r *Reader) eachStore(ctx context.Context, ahead *Ahead, each func(s *Store)) error {
-	seen := ahead.sightings()
 	return r.connected(ctx, func(ctx context.Context, a asker) error {
 		services, err := a.services(ctx, []string{"*.service"})
 		if err != nil {
 			return err
 		}
-		var q, again questions
-		versions := map[*Store]*version{}
-		for _, service := range services {
-			s := &Store{Unit: service.name, Kept: service.stopped()}
-			switch {
-			case service.dead():
-			case s.Kept && seen[s.Unit] != nil:
-				versions[s] = q.version(s)
-			default:
-				q.all(s, r.Known)
-			}
+		return r.tell(ctx, a, services, each)
+	})
+}
+
+// tell is EachStore for services that are known to be loaded.
+func (r *Reader) tell(ctx context.Context, a asker, services []loaded, each func(s *Store)) error {
+	var q questions
+	for _, service := range services {
+		if !service.dead() {
+			q.all(&Store{Unit: service.name, Kept: service.stopped()}, r.Known)
 		}
-		tell := func(s *Store) {
-			if len(s.Entries) > 0 {
-				each(s)
-			}
+	}
+	return q.ask(ctx, a, func(s *Store) {
+		if len(s.Entries) > 0 {
+			each(s)
 		}
-		err = q.ask(ctx, a, func(s *Store) {
-			switch now := versions[s]; {
-			case now == nil:
-				tell(s)
-			case *now == seen[s.Unit].version:
-				tell(seen[s.Unit].store)
-			default:
-				ahead.forget(seen[s.Unit])
-				again.all(s, r.Known)
-			}
-		})
-		if len(again.calls) > 0 {
-			err = errors.Join(err, again.ask(ctx, a, tell))
-		}
-		return err
 	})
 }
 

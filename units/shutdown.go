@@ -29,9 +29,10 @@ const (
 	CgroupRoot = "/sys/fs/cgroup"
 )
 
-// How often PID 1 is asked how far it has come: seldom where its mark can be seen, once
-// the shutdown has begun.
+// How often PID 1 is asked how far it has come: whether a shutdown has begun, and then
+// seldom where its mark can be seen.
 const (
+	askRunning  = 5 * time.Second
 	askMarked   = 20 * time.Second
 	askUnmarked = time.Second
 )
@@ -91,7 +92,10 @@ func (s *Shutdown) Wait(ctx context.Context, alive func() error) error {
 			}
 		}
 		interval := askUnmarked
-		if begun && marked != nil {
+		switch {
+		case !begun:
+			interval = askRunning
+		case marked != nil:
 			interval = askMarked
 		}
 		select {

@@ -76,16 +76,26 @@ func (p *Pinner) Follow(watcher *units.Watcher) {
 	}
 }
 
-// Run pins what is loaded, and what it is told of, until ctx ends.
+// Run pins what is loaded, and what it is told of, until ctx ends. PID 1 that does not
+// answer, as while it starts the services of a boot, is asked until it does.
 func (p *Pinner) Run(ctx context.Context) {
 	pinned := map[string]bool{}
 	next := news{all: true}
+	answers := true // PID 1
 	for {
-		if err := p.look(ctx, next, pinned); err != nil && ctx.Err() == nil {
+		err := p.look(ctx, next, pinned)
+		silent := errors.Is(err, units.ErrManager)
+		switch {
+		case ctx.Err() != nil:
+		case silent && answers:
+			p.Log.Warning("Units that nothing refers to may lose their fd store when they stop, until PID 1 answers, which it is asked to again and again: %v", err)
+		case err != nil && !silent:
 			p.Log.Warning("Units that nothing refers to may lose their fd store when they stop: %v", err)
-			if errors.Is(err, units.ErrManager) {
-				p.again(ctx)
-			}
+		case err == nil && !answers:
+			p.Log.Info("PID 1 answers again: units that nothing refers to keep their fd store when they stop.")
+		}
+		if answers = !silent; silent {
+			p.again(ctx)
 		}
 		select {
 		case <-ctx.Done():

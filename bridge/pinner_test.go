@@ -3,11 +3,13 @@
 package bridge_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -28,15 +30,18 @@ type pins struct {
 	uncovered error // why it is not known what is covered
 	pinned    []string
 	asked     [][]string
-	err       error // what the next question is answered with
+	errs      []error // what the next questions are answered with
+	log       bytes.Buffer
 }
 
 func (p *pins) OptedIn(_ context.Context, names []string) ([]units.Store, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.asked = append(p.asked, names)
-	err := p.err
-	p.err = nil
+	var err error
+	if len(p.errs) > 0 {
+		err, p.errs = p.errs[0], p.errs[1:]
+	}
 	var list []units.Store
 	for _, unit := range p.optedIn {
 		if names == nil || slices.Contains(names, unit) {
@@ -64,7 +69,7 @@ func (p *pins) run(t *testing.T, steps ...func(*bridge.Pinner)) {
 		pinner.OptedIn, pinner.Pin = p.OptedIn, p.pin
 		pinner.Covered = func() (map[string]bool, error) { return p.covered, p.uncovered }
 		pinner.Excluded = func(unit string) bool { return unit == "excluded.service" }
-		pinner.Log = journal.To(io.Discard)
+		pinner.Log = journal.To(&p.log)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() {
@@ -136,11 +141,19 @@ func TestPinnerThatIsToldTooMuchLooksAtEverything(t *testing.T) {
 	}
 }
 
-func TestPinnerAsksAgainWhenPID1DidNotAnswer(t *testing.T) {
-	p := &pins{optedIn: []string{"a@1.service"}, err: errors.Join(units.ErrManager, errors.New("no answer"))}
+func TestPinnerAsksUntilPID1AnswersAndSaysSoOnce(t *testing.T) {
+	silent := errors.Join(units.ErrManager, errors.New("no answer"))
+	p := &pins{optedIn: []string{"a@1.service"}, errs: []error{silent, silent, silent}}
 	p.run(t, func(*bridge.Pinner) { time.Sleep(time.Minute) /* of the bubble */ })
 	if diff := cmp.Diff([]string{"a@1.service"}, p.pinned); diff != "" {
 		t.Errorf("pinned (-want +got):\n%s", diff)
+	}
+	log := p.log.String()
+	if n := strings.Count(log, "may lose their fd store"); n != 1 {
+		t.Errorf("it was said %d times that stores may be lost:\n%s", n, log)
+	}
+	if n := strings.Count(log, "answers again"); n != 1 {
+		t.Errorf("it was said %d times that PID 1 answers again:\n%s", n, log)
 	}
 }
 

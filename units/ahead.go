@@ -14,11 +14,15 @@ import (
 )
 
 // Ahead is a Reader that looks at the stores of services that have stopped while others
-// still stop, and duplicates what is in them, so that little is left to do when all have.
+// still stop, and duplicates what is in those that have nothing but regular files, as
+// memfds are, so that little is left to do when all have.
 type Ahead struct {
 	*Reader
 	// Open opens the Duplicator of PID 1.
-	Open   func() (*Duplicator, error)
+	Open func() (*Duplicator, error)
+	// Carried tells of a unit whether Files will be asked for what is in its store.
+	Carried func(unit string) bool
+
 	mu     sync.Mutex
 	seen   map[string]*sighting // by unit
 	loaded uint64               // when PID 1 had loaded its units that were seen, as version.since
@@ -170,13 +174,15 @@ func (a *Ahead) still(ctx context.Context, asker asker, services []loaded) (map[
 	return maps.Clone(a.seen), nil
 }
 
-// duplicate duplicates what is in the stores that come, until ctx ends. What it cannot is
-// left to a Duplicator that all stores are known to.
+// duplicate duplicates what is in the stores that come, until ctx ends. What is no regular
+// file, or one of several that are the same, is left to a Duplicator that all stores are
+// known to.
 func (a *Ahead) duplicate(ctx context.Context, found <-chan *sighting) {
 	var d *Duplicator
 	var err error
 	for s := range found {
-		if ctx.Err() != nil || err != nil || len(s.store.Entries) == 0 {
+		entries := s.store.Entries
+		if ctx.Err() != nil || err != nil || len(entries) == 0 || !entries[0].regular() || !a.Carried(s.store.Unit) {
 			continue
 		}
 		if d == nil {
@@ -185,7 +191,7 @@ func (a *Ahead) duplicate(ctx context.Context, found <-chan *sighting) {
 			}
 			defer func() { _ = d.Close() }() // it was only read from
 		}
-		files := d.certain(s.store.Entries)
+		files := d.certain(entries)
 		a.mu.Lock()
 		s.files = files
 		a.mu.Unlock()

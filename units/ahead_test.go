@@ -5,6 +5,7 @@ package units
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"runtime"
 	"slices"
@@ -76,7 +77,10 @@ func halfStopped(t *testing.T) (*changing, *Ahead) {
 		"failed.service":  with(stoppedService(1), func(u *fakeUnit) { u.state = [2]string{"failed", "failed"} }),
 		"running.service": service("yes", 8, dumpedFile),
 	}}
-	a := &Ahead{Reader: reader(t, c.serve), Open: func() (*Duplicator, error) { return OpenDuplicator(os.Getpid()) }}
+	a := &Ahead{
+		Reader: reader(t, c.serve), Open: func() (*Duplicator, error) { return OpenDuplicator(os.Getpid()) },
+		Carried: func(unit string) bool { return unit != "excluded.service" },
+	}
 	t.Cleanup(a.Close)
 	return c, a
 }
@@ -336,10 +340,23 @@ func TestOnlyWhatIsCertainIsDuplicatedAhead(t *testing.T) {
 	gone := memfd(t)
 	_, a := holding(t, map[string][]*fd.FD{
 		"twice.service": {again, memfd(t)}, "event.service": {own(t, event, err), memfd(t)}, "gone.service": {memfd(t), gone},
+		"excluded.service": {memfd(t)}, "with-event.service": {memfd(t), own(t, event, err)},
 	})
 	if err := gone.Close(); err != nil {
 		t.Fatal(err)
 	}
+	a.look(t)
+	if files := a.filesOf(t); len(files) > 0 {
+		t.Errorf("duplicated: %v", files)
+	}
+}
+
+// Of two open files of one memfd neither is taken for the only one, though each store was
+// looked at by itself.
+func TestAFileOfTwoStoresIsNotDuplicatedAhead(t *testing.T) {
+	f := memfd(t)
+	again, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", raw(t, f)), unix.O_RDWR|unix.O_CLOEXEC, 0)
+	_, a := holding(t, map[string][]*fd.FD{"a.service": {f}, "b.service": {own(t, again, err)}})
 	a.look(t)
 	if files := a.filesOf(t); len(files) > 0 {
 		t.Errorf("duplicated: %v", files)

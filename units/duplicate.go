@@ -43,10 +43,11 @@ type Duplicator struct {
 	found map[file]*numbers
 }
 
-// numbers are the process's descriptors of one file that were not given out.
+// numbers are the process's descriptors of one file.
 type numbers struct {
-	mu   sync.Mutex
-	list []int
+	mu      sync.Mutex
+	list    []int // those that were not given out
+	scanned int   // how many there were
 }
 
 // OpenDuplicator opens a Duplicator for pid, which is 1 but in tests. It needs
@@ -116,6 +117,7 @@ func (d *Duplicator) look(dir int, name string, number int) {
 		d.found[key] = &numbers{}
 	}
 	d.found[key].list = append(d.found[key].list, number)
+	d.found[key].scanned++
 }
 
 // linkTooLong stands for a link that the kernel cannot show.
@@ -148,8 +150,7 @@ type File struct {
 	// Flags are those of fcntl(2)'s F_GETFL, as OpenFlags has them.
 	Flags int
 
-	number int  // the process's
-	alone  bool // the process has no other open file of this inode
+	number int // the process's
 }
 
 // Renew looks again at what others that have the same regular file open can change: its
@@ -219,19 +220,19 @@ func (d *Duplicator) only(found *numbers, e *Entry) (*File, error) {
 	}
 	if err == nil {
 		found.list = nil
-		f.alone = true
 	}
 	return f, err
 }
 
-// certain duplicates the fds of a store if all are regular files, as memfds are, and there
-// is no doubt of any; it returns nil otherwise.
+// certain duplicates the fds of a store if all are regular files, as memfds are, of which
+// the process has one descriptor each; it returns nil otherwise, and then has given out
+// nothing that another store may have.
 func (d *Duplicator) certain(entries []Entry) []*File {
-	if slices.ContainsFunc(entries, func(e Entry) bool { return e.Mode&unix.S_IFMT != unix.S_IFREG }) {
+	if slices.ContainsFunc(entries, func(e Entry) bool { return !e.regular() || !d.single(&e) }) {
 		return nil
 	}
 	files, _ := d.Dup(entries)
-	if !slices.ContainsFunc(files, func(f *File) bool { return f == nil || !f.alone }) {
+	if !slices.Contains(files, nil) {
 		return files
 	}
 	for _, f := range files {
@@ -240,6 +241,13 @@ func (d *Duplicator) certain(entries []Entry) []*File {
 		}
 	}
 	return nil
+}
+
+// single tells whether the process had one descriptor of a regular file when it was looked
+// at, whether that was given out or not.
+func (d *Duplicator) single(e *Entry) bool {
+	found := d.found[file{dev: e.Dev, ino: e.Ino}]
+	return found != nil && found.scanned == 1
 }
 
 // leave leaves out what was given out otherwise.

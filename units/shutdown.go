@@ -29,8 +29,7 @@ const (
 	CgroupRoot = "/sys/fs/cgroup"
 )
 
-// How often PID 1 is asked how far it has come: whether a shutdown has begun, and then
-// seldom where its mark can be seen.
+// How often PID 1 is asked how far it has come: seldom where its mark can be seen.
 const (
 	askRunning  = 5 * time.Second
 	askMarked   = 20 * time.Second
@@ -60,8 +59,8 @@ type Shutdown struct {
 // Wait returns when PID 1 has reached shutdown.target on the way to a kexec, from
 // which on no service runs that a shutdown stops, and its fd store does not change. It
 // returns ErrNoShutdown or ErrCalledOff when there is no shutdown to wait for, or why
-// ctx has ended. How long services take to stop is PID 1's to bound: Wait calls alive at
-// first and every twenty seconds or sooner, as long as there is something to wait for.
+// ctx has ended. How long services take to stop is PID 1's to bound: Wait calls alive
+// before it asks PID 1, which it does every twenty seconds or sooner and waits for.
 func (s *Shutdown) Wait(ctx context.Context, alive func() error) error {
 	marked, stop, err := watchMark(s.Root)
 	if err == nil {
@@ -73,6 +72,9 @@ func (s *Shutdown) Wait(ctx context.Context, alive func() error) error {
 		begins = time.After(s.Within)
 	}
 	for {
+		if err := alive(); err != nil {
+			return err
+		}
 		state, err := s.ask(ctx)
 		if state == stopping && !begun {
 			begun = true
@@ -86,16 +88,13 @@ func (s *Shutdown) Wait(ctx context.Context, alive func() error) error {
 			return ErrCalledOff
 		case state == running && late:
 			return ErrNoShutdown
-		default:
-			if err := alive(); err != nil {
-				return err
-			}
 		}
 		interval := askUnmarked
 		switch {
+		case marked == nil:
 		case !begun:
 			interval = askRunning
-		case marked != nil:
+		default:
 			interval = askMarked
 		}
 		select {

@@ -50,6 +50,9 @@ const anonInode = "anon_inode:"
 // kind, as eventfds and timerfds do, so that the inode does not identify it.
 func (e *Entry) Anonymous() bool { return strings.HasPrefix(e.Path, anonInode) }
 
+// regular tells whether the entry is a regular file, as memfds are.
+func (e *Entry) regular() bool { return e.Mode&unix.S_IFMT == unix.S_IFREG }
+
 // Session tells whether the entry is a live-update session. One whose name is
 // too long for the kernel to be shown has no path, see Duplicator.Sessions.
 func (e *Entry) Session() bool {

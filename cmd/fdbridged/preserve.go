@@ -202,8 +202,9 @@ func newUpdate(socket *notify.Socket, log *journal.Log) (*update, error) {
 	}
 	u := &update{rules: &config.Rules{}, socket: socket, log: log}
 	u.stores = &units.Ahead{
-		Reader: &units.Reader{Socket: units.PrivateSocket},
-		Open:   func() (*units.Duplicator, error) { return units.OpenDuplicator(1) },
+		Reader:  &units.Reader{Socket: units.PrivateSocket},
+		Open:    func() (*units.Duplicator, error) { return units.OpenDuplicator(1) },
+		Carried: func(unit string) bool { return unit != bridge.OwnUnit && !u.rules.Excluded(unit) },
 	}
 	u.stores.Known = u.known
 	u.preserver = &bridge.Preserver{

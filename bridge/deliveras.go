@@ -15,11 +15,14 @@ import (
 
 // deliverAs answers OpDeliverAs. Whoever can open the socket is root.
 func (s *Server) deliverAs(ctx context.Context, conn *wire.Conn, request *wire.Request) error {
-	ctx, stop := context.WithTimeout(ctx, grantTimeout)
+	bounded, stop := context.WithTimeout(ctx, grantTimeout)
 	defer stop()
-	assigned, err := s.assign(ctx, request.Unit, request.As)
-	if err != nil {
-		return errors.Join(err, conn.Send(wire.Answer{Error: err.Error()}, nil))
+	assigned, failed := s.assign(bounded, request.Unit, request.As)
+	if err := limit(ctx, conn, s.RequestTimeout); err != nil { // anew, for the answer
+		return errors.Join(failed, err)
+	}
+	if failed != nil {
+		return errors.Join(failed, conn.Send(wire.Answer{Error: failed.Error()}, nil))
 	}
 	s.Log.InfoOf(journal.About{Kind: journal.Assigned, Unit: assigned.Unit}, "%s: Its %d fds, which are held, will be delivered to %s: an administrator has decided so (by %s).",
 		assigned.Unit, assigned.Held, assigned.As, peerName(conn))

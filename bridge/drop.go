@@ -16,10 +16,14 @@ import (
 
 // drop answers OpDrop. Whoever can open the socket is root.
 func (s *Server) drop(ctx context.Context, conn *wire.Conn, unit string) error {
-	ctx, stop := context.WithTimeout(ctx, grantTimeout)
+	bounded, stop := context.WithTimeout(ctx, grantTimeout)
 	defer stop()
-	if err := s.dropUnit(ctx, unit); err != nil {
-		return errors.Join(err, conn.Send(wire.Answer{Error: err.Error()}, nil))
+	failed := s.dropUnit(bounded, unit)
+	if err := limit(ctx, conn, s.RequestTimeout); err != nil { // anew, for the answer
+		return errors.Join(failed, err)
+	}
+	if failed != nil {
+		return errors.Join(failed, conn.Send(wire.Answer{Error: failed.Error()}, nil))
 	}
 	return conn.Send(wire.Answer{End: true}, nil)
 }

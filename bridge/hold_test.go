@@ -208,6 +208,29 @@ func TestDropLetsGoOfAUnitsFilesAndOfNoOthers(t *testing.T) {
 	u.check(t, d)
 }
 
+// slow is the way to a store of which PID 1 takes its time to take in what is sent.
+type slow struct {
+	keeper
+	took time.Duration
+}
+
+func (s slow) Barrier() error { time.Sleep(s.took); return s.keeper.Barrier() }
+
+// How long PID 1 takes is not the client's to answer for: what is done is not to be
+// told as a failure.
+func TestADecisionForWhichPID1TakesLongIsAnswered(t *testing.T) {
+	u := update(t, stores["a file that two units have"])
+	u.impatient = 200 * time.Millisecond
+	own := slow{keeper{m: u.manager, unit: bridge.OwnUnit}, u.impatient * 3 / 2}
+	d := u.start(u.t.Context(), filepath.Join(u.t.TempDir(), "socket"), own)
+	if _, err := wire.DeliverAs(d.socket, "a.service", "a.service"); err != nil {
+		t.Errorf("deliver-as: %v", err)
+	}
+	if err := wire.Drop(d.socket, "a.service"); err != nil {
+		t.Errorf("drop: %v", err)
+	}
+}
+
 // ask sends a request on a new connection, or on one to which something was
 // granted, and returns what its error says.
 func ask(t *testing.T, conn *wire.Conn, request wire.Request) string {

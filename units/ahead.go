@@ -30,8 +30,9 @@ type Ahead struct {
 	carries *bool
 }
 
-// sighting is a store of a service that has stopped, as it was in one version. As
-// long as it has that, nothing of the service has run that could change it.
+// sighting is a store of a service that has stopped, and of which no process was left, as
+// it was in one version. As long as it has that, nothing of the service has run that could
+// change it: it gets no process before its state changes.
 type sighting struct {
 	store   *Store
 	version version
@@ -39,11 +40,10 @@ type sighting struct {
 	taken   bool    // by Files
 }
 
-// version is what changes with a store, for a service that has stopped and of which no
-// process is left.
+// version is what changes with a store.
 type version struct {
 	since  uint64 // when its unit's state has changed last, by CLOCK_MONOTONIC in microseconds
-	stored uint32 // how many fds there are in it
+	stored uint32 // how many fds there are in it: PID 1 drops those that hang up, which no regular file does
 	cgroup string // its unit's, empty when it has none: then no process belongs to it
 }
 
@@ -53,6 +53,16 @@ func (q *questions) version(s *Store) *version {
 	q.property(s, unitInterface, "StateChangeTimestampMonotonic", &v.since)
 	q.property(s, serviceInterface, "NFileDescriptorStore", &v.stored)
 	q.property(s, serviceInterface, "ControlGroup", &v.cgroup)
+	return v
+}
+
+// versionAfter asks what of a store's version may have changed.
+func (q *questions) versionAfter(s *Store, old *sighting) *version {
+	v := &version{stored: old.version.stored}
+	q.property(s, unitInterface, "StateChangeTimestampMonotonic", &v.since)
+	if old.files == nil {
+		q.property(s, serviceInterface, "NFileDescriptorStore", &v.stored)
+	}
 	return v
 }
 
@@ -121,7 +131,7 @@ func (a *Ahead) same(ctx context.Context, asker asker, seen map[string]*sighting
 	versions := map[*Store]*version{}
 	for _, unit := range slices.Sorted(maps.Keys(seen)) {
 		s := &Store{Unit: unit}
-		versions[s] = q.version(s)
+		versions[s] = q.versionAfter(s, seen[unit])
 	}
 	var later []*Store
 	err = q.ask(ctx, asker, func(s *Store) {

@@ -144,12 +144,6 @@ func TestWhatChangesAfterItWasSeenIsAskedForAgain(t *testing.T) {
 			func(u *fakeUnit) { *u = stoppedService(1, dumpedTTY, dumpedTTY) },
 			[]Store{keptStore("a.service", entry[0], entry[0])},
 		},
-		"a process is left": {
-			func(u *fakeUnit) {
-				u.properties[serviceInterface+".ControlGroup"], u.entries = "/x", []dumped{dumpedTTY}
-			},
-			[]Store{keptStore("a.service", entry...)},
-		},
 		"runs":    {func(u *fakeUnit) { *u = service("yes", 8, dumpedTTY) }, []Store{store("a.service", "yes", entry...)}},
 		"emptied": {func(u *fakeUnit) { u.state[1] = "dead" }, nil},
 	} {

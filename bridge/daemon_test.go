@@ -117,7 +117,6 @@ func (w *world) inject(socket, unit string, store deliver.Store) *deliver.Delive
 		Socket: socket, Kernel: w.kernel, Store: store, Max: int(w.max(unit)),
 		Invocation: fmt.Sprintf("%032x", w.invocations.Add(1)),
 		Lost:       func(string, error) {},
-		Waits:      func() {},
 	}
 }
 

@@ -19,15 +19,16 @@ import (
 // A client waits for each answer longer than the bounds below: see package
 // deliver.
 const (
-	// grantTimeout bounds how long it takes until it is known what is held, how
-	// long a client waits for another delivery to its unit, and, after that, how
-	// long PID 1 may take to say whether it may have what is held.
-	grantTimeout = 30 * time.Second
+	// grantTimeout bounds how long it takes until it is known what is held, and no other
+	// delivery to the unit is under way; and, after that, how long PID 1 may take to say
+	// whether the unit may have what is held.
+	grantTimeout = 25 * time.Second
 	// waitTimeout is more than all of that and queueTimeout together.
 	waitTimeout = queueTimeout + 4*grantTimeout
-	// deliveryTimeout bounds a delivery, in which the client takes the files
-	// out of the session. No client takes as long.
-	deliveryTimeout = 90 * time.Second
+	// deliveryTimeout bounds a delivery, in which the client takes the files out of the
+	// session and waits until PID 1 has room for them, ten minutes at most. One
+	// that takes longer is broken off.
+	deliveryTimeout = 15 * time.Minute
 )
 
 // deliver hands the peer's unit the parcel that is held for it, and lets go of
@@ -43,12 +44,14 @@ func (s *Server) deliver(ctx context.Context, conn *wire.Conn, request *wire.Req
 		return err
 	}
 	c := s.claimsOf(unit)
+	bounded, stop := context.WithTimeout(ctx, grantTimeout)
+	defer stop()
 	if s.Holder.claimed(c) == nil {
-		if err := s.Holder.Known(ctx, c.names()...); err != nil {
+		if err := s.Holder.Known(bounded, c.names()...); err != nil {
 			return conn.Send(wire.Grant{Error: err.Error()}, nil)
 		}
 	}
-	p, done, err := s.take(ctx, c)
+	p, done, err := s.take(bounded, c)
 	if err != nil {
 		return s.refuse(ctx, conn, unit, p, err)
 	}

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -331,22 +332,29 @@ func TestAUnitWaitsUntilFewEnoughDeliveriesAreUnderWay(t *testing.T) {
 		t.Fatalf("%s is granted %+v", unit, grant)
 	}
 	_ = impatient.Close()
-	told := 0
-	last := w.inject(d.socket, unit, keeper{m: w.manager, unit: unit})
-	last.Waits = func() {
-		if told++; told == 3 {
+	extended := 0
+	n, err := w.inject(d.socket, unit, extending{keeper{m: w.manager, unit: unit}, func() {
+		if extended++; extended == 4 { // once when it began, and each time that it was told to wait
 			_ = busy.Close()
 		}
-	}
-	n, err := last.Run(t.Context())
+	}}).Run(t.Context())
 	result{n, err}.check(t, unit, 1)
-	if told < 3 {
-		t.Errorf("it was told %d times to wait", told)
+	if extended < 4 {
+		t.Errorf("PID 1 was asked %d times for more time", extended)
 	}
 	if p := d.holder.Problems(); len(p) > 0 {
 		t.Errorf("problems %q; a unit that is stopped while it starts is none", p)
 	}
 }
+
+// extending is the way to a store of one that counts how often PID 1 is asked for more
+// time.
+type extending struct {
+	keeper
+	extend func()
+}
+
+func (e extending) ExtendTimeout(time.Duration) error { e.extend(); return nil }
 
 func TestAStoppedFdbridgedLetsDeliveriesEnd(t *testing.T) {
 	u := update(t, stores["one unit"])

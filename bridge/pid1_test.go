@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -376,6 +377,8 @@ func (k keeper) Remove(name string) error {
 }
 
 func (k keeper) Barrier() error { return k.err }
+
+func (k keeper) ExtendTimeout(time.Duration) error { return k.err }
 
 // put stores a memfd with the given contents in a unit's store.
 func (m *manager) put(name, entry, contents string) {

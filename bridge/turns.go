@@ -51,8 +51,6 @@ func (s *Server) turn(ctx context.Context, names ...string) (done func(), err er
 // ends it. p is nil when there is none. With an error it is the one that another
 // delivery is in the way of.
 func (s *Server) take(ctx context.Context, c *claims) (p *holding, done func(), err error) {
-	ctx, stop := context.WithTimeout(ctx, grantTimeout)
-	defer stop()
 	for {
 		if p = s.Holder.claimed(c); p == nil {
 			return nil, func() {}, nil

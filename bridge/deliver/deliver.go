@@ -27,13 +27,14 @@ import (
 const (
 	// timeout bounds how long Run goes on once it is the unit's turn, and a wait for
 	// fdbridged to say that it is not yet. After it Run takes at most lastTimeout
-	// to come to an end, if the service manager answers, so that it has ended
-	// before the 90 seconds are over after which a unit that has not started fails
-	// by default.
+	// to come to an end, so that it has ended before startTimeout is over.
 	timeout = 65 * time.Second
-	// StartTimeout is what TimeoutStartSec= is by default. A unit that has to wait
-	// for its turn is to have as much from then on.
-	StartTimeout = 90 * time.Second
+	// startTimeout is what TimeoutStartSec= is by default: a unit that has not started
+	// fails when it is over. The service manager is asked for as much, from then on, when
+	// the delivery begins, when the unit has to wait for its turn, and every extendAfter
+	// while it goes on.
+	startTimeout = 90 * time.Second
+	extendAfter  = 15 * time.Second
 	// turnTimeout bounds how long a unit waits for its turn, which is longer than
 	// fdbridged lets it.
 	turnTimeout = 11 * time.Minute
@@ -50,6 +51,7 @@ type Store interface {
 	Store(name string, f *fd.FD) error
 	Remove(name string) error
 	Barrier() error
+	ExtendTimeout(wait time.Duration) error
 }
 
 // Deliverer delivers to the unit that this process belongs to.
@@ -64,11 +66,44 @@ type Deliverer struct {
 	Invocation string
 	// Lost is called for each fd that can never be delivered.
 	Lost func(name string, err error)
-	// Waits is called each time that fdbridged says that it is another unit's turn
-	// yet, so that the unit is given StartTimeout from then on.
-	Waits func()
 
-	sessions int // those that Sessions leaves in the store
+	sessions int        // those that Sessions leaves in the store
+	bound    *countdown // of what goes on, nil when nothing does
+	extended time.Time  // when the service manager was asked for startTimeout last
+}
+
+// within returns a context that ends when d has taken longer than timeout.
+func (d *Deliverer) within(ctx context.Context, timeout time.Duration) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	d.bound = startCountdown(timeout, func() { cancel(fmt.Errorf("it has taken longer than %v", timeout)) })
+	return ctx, func() {
+		d.bound.pause()
+		d.bound = nil
+		cancel(nil)
+	}
+}
+
+// tell sends something to the service manager, or waits for it. A service manager that is
+// busy takes in no messages, when it starts the 1,000 services of a boot for
+// minutes, and does not look at its own timeouts meanwhile; when it goes on it takes in
+// messages first. So this time is not counted: notify bounds it.
+func (d *Deliverer) tell(send func() error) error {
+	if d.bound != nil {
+		d.bound.pause()
+		defer d.bound.resume()
+	}
+	err := send()
+	if err == nil && time.Since(d.extended) > extendAfter {
+		err = d.Store.ExtendTimeout(startTimeout)
+		d.extended = time.Now()
+	}
+	return err
+}
+
+// extend has the service manager wait for the unit for startTimeout from now on.
+func (d *Deliverer) extend() error {
+	d.extended = time.Time{}
+	return d.tell(func() error { return nil })
 }
 
 var (
@@ -97,14 +132,17 @@ func Passing(err error) bool {
 // and no fds, nothing is in the store and all is held on; with both, all is in
 // the store, and fdbridged may hold it on, too.
 //
-// It gives up when ctx ends, and waits for fdbridged as long as the constants
-// above say: 80 seconds in all, and again from each call of Waits on.
+// It gives up when ctx ends, and takes as long as the constants above say: 80
+// seconds in all, and again each time that fdbridged says that it is not the unit's turn
+// yet. What it waits for the service manager is not in that, see tell.
 func (d *Deliverer) Run(ctx context.Context) (int, error) {
-	ctx, stop := context.WithCancelCause(ctx)
-	bound := time.AfterFunc(timeout, func() { stop(fmt.Errorf("it has taken longer than %v", timeout)) })
-	defer bound.Stop()
+	ctx, stop := d.within(ctx, timeout)
+	defer stop()
+	if err := d.extend(); err != nil {
+		return 0, fmt.Errorf("%w; fdbridged holds on what it may hold for this unit", err)
+	}
 	for {
-		n, err := d.try(ctx, bound)
+		n, err := d.try(ctx)
 		if !errors.Is(err, errBroken) || ctx.Err() != nil {
 			return n, err
 		}
@@ -113,13 +151,13 @@ func (d *Deliverer) Run(ctx context.Context) (int, error) {
 }
 
 // try is Run with one fdbridged.
-func (d *Deliverer) try(ctx context.Context, bound *time.Timer) (int, error) {
+func (d *Deliverer) try(ctx context.Context) (int, error) {
 	conn, err := dial(ctx, d.Socket)
 	if err != nil {
 		return 0, fmt.Errorf("fdbridged cannot be reached, and holds on what it may hold for this unit: %w", err)
 	}
 	defer func() { _ = conn.Close() }() // fdbridged has answered, or never will
-	grant, f, err := d.apply(ctx, conn, bound)
+	grant, f, err := d.apply(ctx, conn)
 	if err != nil {
 		return 0, fmt.Errorf("ask fdbridged for the unit's fds: %w", err)
 	}
@@ -146,7 +184,7 @@ func (d *Deliverer) try(ctx context.Context, bound *time.Timer) (int, error) {
 
 // apply asks for what is held for the unit and waits until it is its turn. The
 // caller owns the fd.
-func (d *Deliverer) apply(ctx context.Context, conn *wire.Conn, bound *time.Timer) (*wire.Grant, *fd.FD, error) {
+func (d *Deliverer) apply(ctx context.Context, conn *wire.Conn) (*wire.Grant, *fd.FD, error) {
 	request := wire.Request{Op: wire.OpDeliver, Invocation: d.Invocation}
 	grant := &wire.Grant{}
 	f, err := ask(ctx, conn, request, grant)
@@ -155,9 +193,10 @@ func (d *Deliverer) apply(ctx context.Context, conn *wire.Conn, bound *time.Time
 		if time.Since(start) > turnTimeout {
 			return nil, nil, fmt.Errorf("others were to be delivered to before it for %v", turnTimeout)
 		}
-		bound.Stop()
-		d.Waits() // which can take long, as the service manager is busy
-		bound.Reset(timeout)
+		if err := d.extend(); err != nil {
+			return nil, nil, err
+		}
+		d.bound.restart()
 		grant = &wire.Grant{}
 		f, err = answered(ctx, conn, &request, grant)
 	}

@@ -47,7 +47,7 @@ func TestAFdbridgedThatHangsUpIsAskedAgain(t *testing.T) {
 			t.Errorf("send: %v", err)
 		}
 	})
-	d := Deliverer{Socket: socket}
+	d := Deliverer{Socket: socket, Store: &recorder{}}
 	if n, err := d.Run(t.Context()); n != 0 || err != nil {
 		t.Errorf("Run: %d, %v", n, err)
 	}
@@ -55,7 +55,7 @@ func TestAFdbridgedThatHangsUpIsAskedAgain(t *testing.T) {
 
 func TestAUnitThatIsStoppedDoesNotWaitForFdbridged(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
-	d := Deliverer{Socket: listen(t, func(conn *wire.Conn) {
+	d := Deliverer{Store: &recorder{}, Socket: listen(t, func(conn *wire.Conn) {
 		stop() // instead of an answer
 		_, _ = conn.Receive(&wire.Request{})
 	})}
@@ -69,7 +69,7 @@ func TestAUnitThatIsStoppedDoesNotWaitForFdbridged(t *testing.T) {
 }
 
 func TestWhatFdbridgedSaysIsTheError(t *testing.T) {
-	d := Deliverer{Socket: listen(t, func(conn *wire.Conn) {
+	d := Deliverer{Store: &recorder{}, Socket: listen(t, func(conn *wire.Conn) {
 		_ = conn.Send(wire.Grant{Unit: "a.service", Error: "no such luck"}, nil)
 	})}
 	n, err := d.Run(t.Context())

@@ -26,8 +26,11 @@ func (d *Deliverer) Sessions(ctx context.Context, names []string) (came []string
 	if len(names) == 0 {
 		return nil, nil
 	}
-	ctx, stop := context.WithTimeout(ctx, sessionsTimeout)
+	ctx, stop := d.within(ctx, sessionsTimeout)
 	defer stop()
+	if err := d.extend(); err != nil {
+		return nil, err
+	}
 	var failed []error
 	for _, name := range names {
 		answer, err := d.session(ctx, name)
@@ -47,10 +50,10 @@ func (d *Deliverer) session(ctx context.Context, name string) (*wire.Session, er
 		return answer, err
 	}
 	if answer.Replaces {
-		err = d.Store.Remove(name)
+		err = d.tell(func() error { return d.Store.Remove(name) })
 	}
 	if err == nil {
-		err = d.Store.Store(name, f)
+		err = d.tell(func() error { return d.Store.Store(name, f) })
 	}
 	return answer, errors.Join(err, f.Close())
 }
@@ -61,9 +64,9 @@ func (d *Deliverer) Done(ctx context.Context, came []string) error {
 	if len(came) == 0 {
 		return nil
 	}
+	failed := d.tell(d.Store.Barrier)
 	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), lastTimeout)
 	defer stop()
-	failed := d.Store.Barrier()
 	for _, name := range came {
 		if failed == nil {
 			_, _, failed = d.askSession(ctx, wire.OpDoneSession, name)

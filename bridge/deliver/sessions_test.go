@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -14,14 +15,21 @@ import (
 )
 
 // recorder is a Store that tells what it was told.
-type recorder struct{ said []string }
+type recorder struct {
+	said []string
+	busy time.Duration // how long each thing that is said takes
+}
 
-func (r *recorder) Store(name string, _ *fd.FD) error {
-	r.said = append(r.said, "store "+name)
+func (r *recorder) say(what string) error {
+	time.Sleep(r.busy)
+	r.said = append(r.said, what)
 	return nil
 }
-func (r *recorder) Remove(name string) error { r.said = append(r.said, "remove "+name); return nil }
-func (r *recorder) Barrier() error           { r.said = append(r.said, "barrier"); return nil }
+
+func (r *recorder) Store(name string, _ *fd.FD) error { return r.say("store " + name) }
+func (r *recorder) Remove(name string) error          { return r.say("remove " + name) }
+func (r *recorder) Barrier() error                    { return r.say("barrier") }
+func (r *recorder) ExtendTimeout(time.Duration) error { return r.say("extend") }
 
 // give answers with a session that has an fd, or has none.
 func give(t *testing.T, answer wire.Session, with bool) func(conn *wire.Conn) {
@@ -54,7 +62,7 @@ func TestSessionsAreStoredInOrderAndWhatCameIsDoneWithLast(t *testing.T) {
 	if err := d.Done(t.Context(), came); err != nil {
 		t.Errorf("Done: %v", err)
 	}
-	if diff := cmp.Diff([]string{"store a", "store d", "barrier"}, store.said); diff != "" {
+	if diff := cmp.Diff([]string{"extend", "store a", "store d", "barrier"}, store.said); diff != "" {
 		t.Errorf("the service manager was told (-want +got):\n%s", diff)
 	}
 }

@@ -121,7 +121,7 @@ func (u *unpacking) deliver(ctx context.Context, e *kho.Entry) error {
 	if err == nil {
 		defer func() { _ = f.Close() }() // of a memfd, which has nothing to flush
 		u.names[e.Name] = true
-		if err := u.Store.Store(e.Name, f); err != nil {
+		if err := u.tell(func() error { return u.Store.Store(e.Name, f) }); err != nil {
 			return err
 		}
 		u.stored++
@@ -208,7 +208,7 @@ func final(err error) error {
 // What is sent after it comes after it.
 func (u *unpacking) clear() error {
 	for name := range u.names {
-		if err := u.Store.Remove(name); err != nil {
+		if err := u.tell(func() error { return u.Store.Remove(name) }); err != nil {
 			return err
 		}
 	}
@@ -223,7 +223,7 @@ func (u *unpacking) giveBack(ctx context.Context, why error) error {
 	if len(u.names) > 0 {
 		err := u.clear()
 		if err == nil {
-			err = u.Store.Barrier()
+			err = u.tell(u.Store.Barrier)
 		}
 		if err != nil { // fdbridged must not forget that the delivery was begun
 			return errors.Join(why, fmt.Errorf("remove from the store what was delivered: %w", err))

@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/signal"
 	"strconv"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -24,13 +23,6 @@ import (
 	"github.com/fdbridge/fdbridge/units/notify"
 )
 
-// timeout bounds the whole, below the 90 s after which systemd lets a unit fail that
-// has not started: by default, and when TimeoutStartSec= is shorter, because it is asked
-// to wait that long. The unit is to start without its fds then. It is reached only when
-// the service manager takes in no messages. A unit that has to wait for its turn has as
-// much again each time that it is told to.
-const timeout = 85 * time.Second
-
 // endSignals are what KillSignal= and RestartKillSignal= of a unit are usually set to,
 // and SIGHUP, which SendSIGHUP= sends besides. A signal that is not taken would end the
 // process in the middle of a delivery, or not at all.
@@ -40,20 +32,16 @@ var endSignals = []os.Signal{
 
 func main() {
 	log := journal.Stderr()
-	bound := time.AfterFunc(timeout, func() {
-		log.Err("The unit's fds were not delivered within %v; the service manager may get some of them yet, and all are held on", timeout)
-		os.Exit(1)
-	})
 	// A unit that is stopped while it starts is to keep none or all of its fds.
 	ctx, stop := signal.NotifyContext(context.Background(), endSignals...)
 	defer stop()
-	if err := run(ctx, log, bound); err != nil {
+	if err := run(ctx, log); err != nil {
 		log.Err("Not all of the unit's fds were delivered: %v", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, log *journal.Log, bound *time.Timer) error {
+func run(ctx context.Context, log *journal.Log) error {
 	store, err := notify.Open(os.Getenv("NOTIFY_SOCKET"))
 	if err != nil {
 		return err
@@ -62,21 +50,10 @@ func run(ctx context.Context, log *journal.Log, bound *time.Timer) error {
 	if err != nil {
 		return fmt.Errorf("the unit has no fd store, as FDSTORE=%q says", os.Getenv("FDSTORE"))
 	}
-	extend := func() {
-		if err := store.ExtendTimeout(deliver.StartTimeout); err != nil {
-			log.Warning("The unit may be stopped before it gets its fds: %v", err)
-		}
-	}
-	extend()
 	deliverer := deliver.Deliverer{
 		Socket: wire.Path, Kernel: session.System{}, Store: store, Max: max,
 		Invocation: os.Getenv("INVOCATION_ID"),
 		Lost:       func(name string, err error) { log.Err("The fd %q is lost: %v", name, err) },
-		Waits: func() {
-			bound.Reset(timeout)
-			extend()
-			bound.Reset(timeout)
-		},
 	}
 	came, failed := deliverer.Sessions(ctx, os.Args[1:])
 	n, err := deliverer.Run(ctx)

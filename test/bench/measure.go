@@ -24,7 +24,7 @@ const (
 	// settlePoll is how often a machine is asked whether it has started all.
 	settlePoll = 5 * time.Second
 	// together is how many units are started at once before the update. PID 1 starts all
-	// before it reads a message, for which services wait 80 seconds at most.
+	// before it reads a message.
 	together = 100
 
 	benchsvc = machine.GuestPrograms + "benchsvc"

@@ -22,12 +22,12 @@ import (
 
 const (
 	// sendTimeout bounds how long a message waits for room in the service
-	// manager's queue. While it starts a hundred units on two slow processors,
-	// it has been seen not to read one for more than 20 s.
-	sendTimeout = 80 * time.Second
+	// manager's queue. While it starts 1,000 units on two slow processors, it has been
+	// seen not to read one for 92 s. It looks at no timeout meanwhile either.
+	sendTimeout = 10 * time.Minute
 	// barrierTimeout bounds how long the service manager may take to get to a
-	// barrier: while it reloads it reads no messages.
-	barrierTimeout = 80 * time.Second
+	// barrier: while it reloads it reads no messages either.
+	barrierTimeout = sendTimeout
 )
 
 var (
@@ -37,7 +37,7 @@ var (
 	ErrName = errors.New("not a name for a stored fd: systemd takes up to 255 printable ASCII characters other than a colon")
 	// ErrBarrier says that the service manager did not get to the barrier in
 	// time.
-	ErrBarrier = errors.New("the service manager did not read its messages within 80 seconds")
+	ErrBarrier = errors.New("the service manager did not read its messages within ten minutes")
 )
 
 // Socket sends messages to the service manager.
@@ -110,7 +110,7 @@ func (s *Socket) Remove(name string) error {
 }
 
 // Barrier returns when the service manager has read all messages sent before,
-// or ErrBarrier after eighty seconds.
+// or ErrBarrier after ten minutes.
 func (s *Socket) Barrier() error {
 	var pipe [2]int
 	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {

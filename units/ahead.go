@@ -251,7 +251,7 @@ func (a *Ahead) Files(store *Store) []*File {
 	return slices.Clone(s.files)
 }
 
-// Close closes what Files has not given.
+// Close closes what Files has not given, and forgets it.
 func (a *Ahead) Close() {
 	a.mu.Lock()
 	defer a.mu.Unlock()

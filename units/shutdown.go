@@ -51,8 +51,8 @@ type Shutdown struct {
 	Root   string // CgroupRoot but in tests
 	// Within is how long to wait for a shutdown to begin.
 	Within time.Duration
-	// Meanwhile, unless it is nil, is called every second or so while services stop.
-	// Wait ends its context and waits for it.
+	// Meanwhile, unless it is nil, is called every second or so while services stop, or as
+	// long as it is not known whether they do. Wait ends its context and waits for it.
 	Meanwhile func(ctx context.Context)
 }
 
@@ -67,8 +67,12 @@ func (s *Shutdown) Wait(ctx context.Context, alive func() error) error {
 		defer stop()
 	}
 	late, begun := s.Within == 0, false
+	meanwhile, end := s.meanwhile(ctx)
+	defer end()
 	var begins <-chan time.Time
-	if !late {
+	if late {
+		meanwhile() // as PID 1 may not answer before services have stopped, and then is to have all questions
+	} else {
 		begins = time.After(s.Within)
 	}
 	for {
@@ -76,9 +80,9 @@ func (s *Shutdown) Wait(ctx context.Context, alive func() error) error {
 			return err
 		}
 		state, err := s.ask(ctx)
-		if state == stopping && !begun {
+		if state == stopping {
 			begun = true
-			defer s.meanwhile(ctx)()
+			meanwhile()
 		}
 		switch {
 		case errors.Is(err, ErrManager) && ctx.Err() == nil: // it may be too busy to answer
@@ -109,23 +113,26 @@ func (s *Shutdown) Wait(ctx context.Context, alive func() error) error {
 	}
 }
 
-// meanwhile begins to do Meanwhile, and returns what ends that and waits for its end.
-func (s *Shutdown) meanwhile(ctx context.Context) (end func()) {
+// meanwhile returns what begins to do Meanwhile, once, and what ends that and waits for
+// its end.
+func (s *Shutdown) meanwhile(ctx context.Context) (begin, end func()) {
 	if s.Meanwhile == nil {
-		return func() {}
+		return func() {}, func() {}
 	}
 	ctx, stop := context.WithCancel(ctx)
 	var done sync.WaitGroup
-	done.Go(func() {
-		for ctx.Err() == nil {
-			s.Meanwhile(ctx)
-			select {
-			case <-time.After(rest):
-			case <-ctx.Done():
+	begin = sync.OnceFunc(func() {
+		done.Go(func() {
+			for ctx.Err() == nil {
+				s.Meanwhile(ctx)
+				select {
+				case <-time.After(rest):
+				case <-ctx.Done():
+				}
 			}
-		}
+		})
 	})
-	return func() { stop(); done.Wait() }
+	return begin, func() { stop(); done.Wait() }
 }
 
 // progress is how far a shutdown has come.
@@ -153,12 +160,6 @@ func (s *Shutdown) ask(ctx context.Context) (progress, error) {
 		return stopping, nil
 	}
 	return running, nil
-}
-
-// Begun tells whether a shutdown is under way.
-func (s *Shutdown) Begun(ctx context.Context) (bool, error) {
-	state, err := s.ask(ctx)
-	return state != running, err
 }
 
 // watchMark returns what is closed when the cgroup of stoppedSlice is made, and what

@@ -131,6 +131,23 @@ func TestShutdownIsWaitedForAsLongAsAllowed(t *testing.T) {
 	}
 }
 
+// PID 1 may answer nothing before services have stopped, not that they do either.
+func TestNoAnswerIsWaitedForToDoSomethingMeanwhile(t *testing.T) {
+	begun := make(chan struct{})
+	root := t.TempDir()
+	silent := bulktest.Serve(t, func(*bulktest.Peer) {
+		<-begun
+		_ = os.Mkdir(filepath.Join(root, stoppedSlice), 0o700)
+	})
+	s := Shutdown{Reader: &Reader{Socket: silent}, Root: root, Meanwhile: func(ctx context.Context) {
+		close(begun)
+		<-ctx.Done()
+	}}
+	if err := s.Wait(t.Context(), func() error { return nil }); err != nil {
+		t.Errorf("Wait: %v", err)
+	}
+}
+
 // Meanwhile begins when services stop, and has ended when Wait has.
 func TestSomethingIsDoneWhileServicesStop(t *testing.T) {
 	root := t.TempDir()
@@ -148,7 +165,10 @@ func TestSomethingIsDoneWhileServicesStop(t *testing.T) {
 	if err := s.Wait(t.Context(), func() error { return nil }); err != nil || times != 2 || !ended {
 		t.Errorf("Wait: %v, done %d times, ended %v", err, times, ended)
 	}
-	s = Shutdown{Reader: shuttingDown(t, runs), Root: t.TempDir(), Meanwhile: func(context.Context) { t.Error("done though nothing stops") }}
+	s = Shutdown{
+		Reader: shuttingDown(t, runs), Root: t.TempDir(), Within: 10 * time.Millisecond,
+		Meanwhile: func(context.Context) { t.Error("done though nothing stops") },
+	}
 	if err := s.Wait(t.Context(), func() error { return nil }); !errors.Is(err, ErrNoShutdown) {
 		t.Errorf("Wait on a machine that runs: %v", err)
 	}

@@ -76,33 +76,22 @@ func (u *update) await(ctx context.Context) error {
 	shutdown := units.Shutdown{
 		Reader: u.stores.Reader, Root: units.CgroupRoot,
 		Meanwhile: func(ctx context.Context) { // what this does not find out is asked when all have stopped
-			_, _ = u.stores.Carries(ctx)
 			_ = u.stores.Look(ctx)
+			_, _ = u.stores.Carries(ctx)
 		},
 	}
 	alive := func() error { return u.socket.ExtendTimeout(stopTimeout) }
-	begun, err := shutdown.Begun(ctx)
-	if err != nil || begun { // without an answer it is more likely that PID 1 is busy with one
-		return shutdown.Wait(ctx, alive)
-	}
-	// Preserving a terabyte takes more than TimeoutStartSec=.
-	if err := u.socket.ExtendTimeout(sum(u.rules.PrepareTimeout, stopTimeout)); err != nil {
+	err := shutdown.Wait(ctx, alive)
+	if !errors.Is(err, units.ErrNoShutdown) {
 		return err
 	}
-	prepared, err := u.preserver.Prepare(ctx)
-	if err != nil {
-		if begun, _ := shutdown.Begun(ctx); begun { // meanwhile, and all can be done then
-			u.log.Warning("%v", err)
-			return shutdown.Wait(ctx, alive)
+	if err := u.prepare(ctx); err != nil {
+		begun := shutdown.Wait(ctx, alive)
+		if errors.Is(begun, units.ErrNoShutdown) {
+			return err
 		}
-		return fmt.Errorf("%w: %w", errUnprepared, err)
-	}
-	u.log.Info("%s", prepared.Summary())
-	if err := u.socket.Status(prepared.Summary()); err != nil {
-		return err
-	}
-	if err := outlastReloads(); err != nil {
-		u.log.Warning("systemctl daemon-reload will undo what is prepared: %v", err)
+		u.log.Warning("%v", err)
+		return begun // meanwhile, and all can be done then
 	}
 	defer func() { _ = os.Remove(startingDropIn) }() // it does no harm
 	look, reload := shutdown.Meanwhile, sync.OnceFunc(u.reload)
@@ -117,6 +106,27 @@ func (u *update) await(ctx context.Context) error {
 		reload() // if it was too short to do anything meanwhile
 	}
 	return err
+}
+
+// prepare prepares a live update.
+func (u *update) prepare(ctx context.Context) error {
+	u.stores.Close() // of stores that may change until the shutdown
+	// Preserving a terabyte takes more than TimeoutStartSec=.
+	if err := u.socket.ExtendTimeout(sum(u.rules.PrepareTimeout, stopTimeout)); err != nil {
+		return err
+	}
+	prepared, err := u.preserver.Prepare(ctx)
+	if err != nil {
+		return fmt.Errorf("%w: %w", errUnprepared, err)
+	}
+	u.log.Info("%s", prepared.Summary())
+	if err := u.socket.Status(prepared.Summary()); err != nil {
+		return err
+	}
+	if err := outlastReloads(); err != nil {
+		u.log.Warning("systemctl daemon-reload will undo what is prepared: %v", err)
+	}
+	return nil
 }
 
 // errUnprepared says that no live update was under way, and that none is prepared.

@@ -184,15 +184,16 @@ func (a *Ahead) still(ctx context.Context, asker asker, services []loaded) (map[
 	return maps.Clone(a.seen), nil
 }
 
-// duplicate duplicates what is in the stores that come, until ctx ends. What is no regular
-// file, or one of several that are the same, is left to a Duplicator that all stores are
-// known to.
+// duplicate duplicates what is in the stores that come, and does not begin when ctx has
+// ended: up to then PID 1's fds are looked at once for all, after it once more for those
+// that are left. What is no regular file, or one of several that are the same, is left to
+// a Duplicator that all stores are known to.
 func (a *Ahead) duplicate(ctx context.Context, found <-chan *sighting) {
 	var d *Duplicator
 	var err error
 	for s := range found {
 		entries := s.store.Entries
-		if ctx.Err() != nil || err != nil || len(entries) == 0 || !entries[0].regular() || !a.Carried(s.store.Unit) {
+		if d == nil && ctx.Err() != nil || err != nil || len(entries) == 0 || !entries[0].regular() || !a.Carried(s.store.Unit) {
 			continue
 		}
 		if d == nil {

@@ -257,7 +257,7 @@ func (k *packer) finish(parcels []*parcel) ([]kho.IndexUnit, error) {
 
 // manifest writes a parcel's manifest and its part of the index.
 func (k *packer) manifest(p *parcel) {
-	m := &kho.Manifest{Unit: p.unit, Identity: p.identity, Origin: p.origin}
+	m := &kho.Manifest{Unit: p.unit, Identity: p.identity, Origin: p.origin, Entries: make([]kho.Entry, 0, len(p.items))}
 	for i := range p.items {
 		m.Entries = append(m.Entries, p.items[i].settled())
 	}

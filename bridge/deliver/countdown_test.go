@@ -4,6 +4,7 @@ package deliver
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -45,28 +46,28 @@ func TestTimeTheServiceManagerTakesIsNotCounted(t *testing.T) {
 
 func TestACountdownHasItsWholeTimeWhenItIsTheUnitsTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		over := false
-		c := startCountdown(time.Minute, func() { over = true })
+		var over atomic.Bool
+		c := startCountdown(time.Minute, func() { over.Store(true) })
 		for range 3 {
 			time.Sleep(50 * time.Second)
 			c.restart()
 		}
 		time.Sleep(59 * time.Second)
 		synctest.Wait()
-		if over {
+		if over.Load() {
 			t.Error("it is over before its time")
 		}
 		time.Sleep(time.Second)
 		synctest.Wait()
-		if !over {
+		if !over.Load() {
 			t.Error("it is not over")
 		}
-		over = false
+		over.Store(false)
 		c.pause()
 		c.resume()
 		c.restart()
 		time.Sleep(time.Hour)
-		if over {
+		if over.Load() {
 			t.Error("it was over, and began again")
 		}
 	})

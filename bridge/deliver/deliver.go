@@ -38,13 +38,14 @@ const (
 	// turnTimeout bounds how long a unit waits for its turn, which is longer than
 	// fdbridged lets it.
 	turnTimeout = 11 * time.Minute
-	// lastTimeout bounds how long fdbridged may take to note what has become of
-	// a delivery, with a restart of it in between.
-	lastTimeout = 15 * time.Second
 	// answerTimeout bounds each wait for an answer of fdbridged, which has
 	// one, or says why not or that it takes longer, within 50 seconds.
 	answerTimeout = 55 * time.Second
 )
+
+// lastTimeout bounds how long fdbridged may take to note what has become of a delivery,
+// with a restart of it in between; but for tests it is a constant.
+var lastTimeout = 15 * time.Second
 
 // Store is the unit's fd store; notify.Socket is the way to it.
 type Store interface {
@@ -207,25 +208,43 @@ func (d *Deliverer) apply(ctx context.Context, conn *wire.Conn) (*wire.Grant, *f
 // or the next if the connection breaks. It goes on when ctx has ended, for a
 // delivery that is not settled is in the way of the next one.
 func (d *Deliverer) settle(ctx context.Context, conn *wire.Conn, delivered wire.Request) error {
-	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), lastTimeout)
-	defer stop()
-	for {
-		var settled wire.Settled
-		stray, err := ask(ctx, conn, delivered, &settled)
-		_ = stray.Close() // no answer of this kind has an fd with it
-		if err == nil && settled.Error != "" {
-			return errors.New(settled.Error)
-		}
-		if !errors.Is(err, errBroken) || ctx.Err() != nil {
+	ctx = context.WithoutCancel(ctx)
+	for start := time.Now(); ; {
+		err := d.conclude(ctx, conn, delivered)
+		if !errors.Is(err, errBroken) || time.Since(start) > lastTimeout {
 			return err
 		}
 		again, err := dial(ctx, d.Socket)
 		if err != nil {
 			return err
 		}
-		defer func() { _ = again.Close() }() // as above
+		defer func() { _ = again.Close() }() // fdbridged has answered, or never will
 		conn = again
 	}
+}
+
+// conclude tells fdbridged what has become of a delivery, and waits until it has noted
+// that. fdbridged tells the service manager, and waits as long as d would: so
+// does conclude.
+func (d *Deliverer) conclude(ctx context.Context, conn *wire.Conn, request wire.Request) error {
+	bounded, stop := context.WithTimeout(ctx, lastTimeout)
+	defer stop()
+	var settled wire.Settled
+	stray, err := ask(bounded, conn, request, &settled)
+	_ = stray.Close() // no answer of this kind has an fd with it
+	if err != nil && bounded.Err() != nil {
+		if err := d.extend(); err != nil { // returns when the service manager takes in messages
+			return err
+		}
+		bounded, stop = context.WithTimeout(ctx, lastTimeout)
+		defer stop()
+		stray, err = answered(bounded, conn, &request, &settled)
+		_ = stray.Close() // as above
+	}
+	if err == nil && settled.Error != "" {
+		err = errors.New(settled.Error)
+	}
+	return err
 }
 
 // dial connects to fdbridged, which may be on its way up again. The unit starts without

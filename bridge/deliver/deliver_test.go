@@ -7,6 +7,7 @@ import (
 	"errors"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -75,5 +76,39 @@ func TestWhatFdbridgedSaysIsTheError(t *testing.T) {
 	n, err := d.Run(t.Context())
 	if n != 0 || err == nil || err.Error() != "fdbridged does not deliver: no such luck" {
 		t.Errorf("Run: %d, %v", n, err)
+	}
+}
+
+// extended is a recorder that tells when the service manager was asked for more time, and
+// then grants it.
+type extended struct {
+	recorder
+	asked chan struct{}
+}
+
+func (e *extended) ExtendTimeout(time.Duration) error {
+	lastTimeout = time.Minute
+	close(e.asked)
+	return nil
+}
+
+// While the service manager takes in no messages fdbridged cannot tell it what it has let go of.
+func TestWhatFdbridgedWaitsForIsWaitedFor(t *testing.T) {
+	defer func(was time.Duration) { lastTimeout = was }(lastTimeout)
+	lastTimeout = 10 * time.Millisecond
+	store := &extended{asked: make(chan struct{})}
+	d := Deliverer{Store: store, Socket: listen(t, func(conn *wire.Conn) {
+		<-store.asked // which returns when the service manager goes on
+		if err := conn.Send(wire.Settled{Error: "no such luck"}, nil); err != nil {
+			t.Errorf("send: %v", err)
+		}
+	})}
+	conn, err := dial(t.Context(), d.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if err := d.conclude(t.Context(), conn, wire.Request{Op: wire.OpDelivered}); err == nil || err.Error() != "no such luck" {
+		t.Errorf("conclude: %v; want what fdbridged says", err)
 	}
 }

@@ -232,14 +232,7 @@ func (u *unpacking) giveBack(ctx context.Context, why error) error {
 	if errors.Is(why, errUnanswered) {
 		return why // whoever comes next finds the store empty
 	}
-	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), lastTimeout)
-	defer stop()
-	var settled wire.Settled
-	stray, err := ask(ctx, u.conn, wire.Request{Op: wire.OpReturned, Reason: short(why.Error())}, &settled)
-	_ = stray.Close() // no answer of this kind has an fd with it
-	if err == nil && settled.Error != "" {
-		err = errors.New(settled.Error)
-	}
+	err := u.conclude(context.WithoutCancel(ctx), u.conn, wire.Request{Op: wire.OpReturned, Reason: short(why.Error())})
 	if err != nil {
 		why = fmt.Errorf("%w; fdbridged was not told: %v", why, err)
 	}

@@ -40,11 +40,11 @@ type sighting struct {
 	taken   bool    // by Files
 }
 
-// version is what changes with a store.
+// version is what changes with a store. A service that had no process left gets none
+// before its state changes, so that its cgroup need not be looked at again.
 type version struct {
 	since  uint64 // when its unit's state has changed last, by CLOCK_MONOTONIC in microseconds
-	stored uint32 // how many fds there are in it: PID 1 drops those that hang up, which no regular file does
-	cgroup string // its unit's, empty when it has none: then no process belongs to it
+	stored uint32 // how many fds there are in it: PID 1 drops those that hang up, and all when it is cleaned
 }
 
 // version asks for a store's version.
@@ -52,17 +52,6 @@ func (q *questions) version(s *Store) *version {
 	v := &version{}
 	q.property(s, unitInterface, "StateChangeTimestampMonotonic", &v.since)
 	q.property(s, serviceInterface, "NFileDescriptorStore", &v.stored)
-	q.property(s, serviceInterface, "ControlGroup", &v.cgroup)
-	return v
-}
-
-// versionAfter asks what of a store's version may have changed.
-func (q *questions) versionAfter(s *Store, old *sighting) *version {
-	v := &version{stored: old.version.stored}
-	q.property(s, unitInterface, "StateChangeTimestampMonotonic", &v.since)
-	if old.files == nil {
-		q.property(s, serviceInterface, "NFileDescriptorStore", &v.stored)
-	}
 	return v
 }
 
@@ -74,19 +63,23 @@ func (a *Ahead) Look(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		seen, err := a.still(ctx, asker, services)
+		seen, err := a.still(ctx, asker)
 		if err != nil {
 			return err
 		}
 		var q questions
-		versions := map[*Store]*version{}
+		versions, cgroups := map[*Store]*version{}, map[*Store]*string{}
 		for _, service := range services {
-			if service.dead() || !service.stopped() || seen[service.name] != nil {
-				continue
+			old := seen[service.name]
+			switch {
+			case old != nil && (service.dead() || !service.stopped()):
+				a.forget(old)
+			case old == nil && !service.dead() && service.stopped():
+				s := &Store{Unit: service.name, Kept: true}
+				versions[s], cgroups[s] = q.version(s), new(string) // before the rest: what changes meanwhile is seen later
+				q.property(s, serviceInterface, "ControlGroup", cgroups[s])
+				q.all(s, a.Known)
 			}
-			s := &Store{Unit: service.name, Kept: true}
-			versions[s] = q.version(s) // before the rest: what changes meanwhile is seen later
-			q.all(s, a.Known)
 		}
 		found := make(chan *sighting, len(versions))
 		var work sync.WaitGroup
@@ -94,26 +87,26 @@ func (a *Ahead) Look(ctx context.Context) error {
 		defer close(found)
 		work.Go(func() { a.duplicate(ctx, found) })
 		return q.ask(ctx, asker, func(s *Store) {
-			if v := versions[s]; !q.failed[s] && v.cgroup == "" {
-				found <- a.add(&sighting{store: s, version: *v})
+			if !q.failed[s] && *cgroups[s] == "" { // then no process belongs to it
+				found <- a.add(&sighting{store: s, version: *versions[s]})
 			}
 		})
 	})
 }
 
-// EachStore is that of Reader, but that those stores come first that are as they were seen.
-// Each call has its own Files.
+// EachStore is that of Reader, but that those stores come first that are as they were seen,
+// before PID 1 lists its services. Each call has its own Files.
 func (a *Ahead) EachStore(ctx context.Context, each func(s *Store)) error {
 	return a.connected(ctx, func(ctx context.Context, asker asker) error {
-		services, err := asker.services(ctx, []string{"*.service"})
-		if err != nil {
-			return err
-		}
-		seen, err := a.still(ctx, asker, services)
+		seen, err := a.still(ctx, asker)
 		if err != nil {
 			return err
 		}
 		same, err := a.same(ctx, asker, seen, each)
+		if err != nil {
+			return err
+		}
+		services, err := asker.services(ctx, []string{"*.service"})
 		if err != nil {
 			return err
 		}
@@ -131,7 +124,7 @@ func (a *Ahead) same(ctx context.Context, asker asker, seen map[string]*sighting
 	versions := map[*Store]*version{}
 	for _, unit := range slices.Sorted(maps.Keys(seen)) {
 		s := &Store{Unit: unit}
-		versions[s] = q.versionAfter(s, seen[unit])
+		versions[s] = q.version(s)
 	}
 	var later []*Store
 	err = q.ask(ctx, asker, func(s *Store) {
@@ -157,25 +150,20 @@ func (a *Ahead) same(ctx context.Context, asker asker, seen map[string]*sighting
 	return same, nil // of what could not be told the stores are read again
 }
 
-// still returns the sightings of services that are stopped, by their names, and forgets
-// those of others, and those whose files were taken. It forgets all when PID 1 has loaded
-// its units anew: that turns stores round, its fds may have other numbers, and units
-// another User=.
-func (a *Ahead) still(ctx context.Context, asker asker, services []loaded) (map[string]*sighting, error) {
+// still returns the sightings, by their services' names, and forgets those whose files
+// were taken. It forgets all when PID 1 has loaded its units anew: that turns stores round,
+// its fds may have other numbers, and units another User=.
+func (a *Ahead) still(ctx context.Context, asker asker) (map[string]*sighting, error) {
 	var loaded uint64
 	calls := []bulk.Call{getProperty(managerPath, managerInterface, "UnitsLoadTimestampMonotonic", func(b *bulk.Reader) { readValue(b, &loaded) })}
 	if err := asker.calls(ctx, calls, nil); err != nil {
 		return nil, fmt.Errorf("read when the units were loaded: %w", err)
 	}
 	unknown := calls[0].Err != nil // then all is read in the end
-	stopped := map[string]bool{}
-	for _, s := range services {
-		stopped[s.name] = s.stopped() && !s.dead()
-	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for unit, s := range a.seen {
-		if s.taken || !stopped[unit] || unknown || loaded != a.loaded {
+		if s.taken || unknown || loaded != a.loaded {
 			s.close()
 			delete(a.seen, unit)
 		}

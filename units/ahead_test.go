@@ -145,7 +145,7 @@ func TestWhatChangesAfterItWasSeenIsAskedForAgain(t *testing.T) {
 			[]Store{keptStore("a.service", entry[0], entry[0])},
 		},
 		"runs":    {func(u *fakeUnit) { *u = service("yes", 8, dumpedTTY) }, []Store{store("a.service", "yes", entry...)}},
-		"emptied": {func(u *fakeUnit) { u.state[1] = "dead" }, nil},
+		"emptied": {func(u *fakeUnit) { *u = with(stoppedService(1), func(u *fakeUnit) { u.state[1] = "dead" }) }, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, a := halfStopped(t)

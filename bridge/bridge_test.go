@@ -42,6 +42,9 @@ type world struct {
 	unrescued   error         // why something of an update that was called off cannot be had
 	unemptied   error         // why it is left where it is
 	impatient   time.Duration // the servers' RequestTimeout, if set
+	// waitInterval is the servers' WaitInterval, if set; otherwise nobody is told to wait.
+	// queueTimeout is their QueueTimeout, if set.
+	waitInterval, queueTimeout time.Duration
 }
 
 func newWorld(t testing.TB) *world {

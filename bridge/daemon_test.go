@@ -3,6 +3,7 @@
 package bridge_test
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -49,11 +50,13 @@ func (w *world) start(ctx context.Context, socket string, store bridge.Keeper) *
 	server := bridge.NewServer()
 	d.server = server
 	server.Holder, server.PID1, server.UnitOf, server.Log = d.holder, w.manager, w.unitOf, log
-	server.Duplicator, server.Facts, server.WaitInterval = w.duplicator, w.facts, time.Millisecond
+	server.Duplicator, server.Facts = w.duplicator, w.facts
 	server.Excluded, server.Started = func(unit string) bool { return unit == "excluded.service" }, func(string) { w.starts <- struct{}{} }
 	if w.impatient > 0 {
 		server.RequestTimeout = w.impatient
 	}
+	server.QueueTimeout = cmp.Or(w.queueTimeout, server.QueueTimeout)
+	server.WaitInterval = cmp.Or(w.waitInterval, time.Hour)
 	if err := server.Begin(w.t.Context()); err != nil {
 		w.t.Fatal(err)
 	}

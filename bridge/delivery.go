@@ -16,12 +16,11 @@ import (
 	"github.com/fdbridge/fdbridge/session"
 )
 
-// A client waits for each answer longer than the bounds below: see package
-// deliver.
+// A client is told that it has to wait until its delivery begins: see admit.
 const (
 	// grantTimeout bounds how long it takes until it is known what is held, and no other
-	// delivery to the unit is under way; and, after that, how long PID 1 may take to say
-	// whether the unit may have what is held.
+	// delivery to the unit is under way; and how long PID 1 may take to say, each time that
+	// it is asked, whether the unit may have what is held.
 	grantTimeout = 25 * time.Second
 	// waitTimeout is more than all of that and queueTimeout together.
 	waitTimeout = queueTimeout + 4*grantTimeout
@@ -43,28 +42,17 @@ func (s *Server) deliver(ctx context.Context, conn *wire.Conn, request *wire.Req
 	if err := limit(ctx, conn, waitTimeout); err != nil {
 		return err
 	}
-	c := s.claimsOf(unit)
-	bounded, stop := context.WithTimeout(ctx, grantTimeout)
-	defer stop()
-	if s.Holder.claimed(c) == nil {
-		if err := s.Holder.Known(bounded, c.names()...); err != nil {
-			return conn.Send(wire.Grant{Error: err.Error()}, nil)
-		}
-	}
-	p, done, err := s.take(bounded, c)
-	if err != nil {
-		return s.refuse(ctx, conn, unit, p, err)
-	}
-	defer done()
-	if p == nil { // or it was delivered while this client waited for its turn
+	p, d, leave, err := s.admit(ctx, conn, &applicant{unit, idle, invocation(request.Invocation)})
+	defer leave()
+	if err == nil && p == nil { // or it was delivered while this client waited for its turn
 		return conn.Send(wire.Grant{}, nil)
 	}
-	leave, err := s.queue(ctx, conn)
-	if err != nil {
-		return s.refuse(ctx, conn, unit, p, err)
+	if err == nil {
+		err = limit(ctx, conn, deliveryTimeout)
 	}
-	defer leave()
-	d, err := s.grant(ctx, conn, &applicant{unit, idle, invocation(request.Invocation)}, p)
+	if err == nil {
+		err = s.send(conn, d)
+	}
 	if err != nil {
 		return s.refuse(ctx, conn, unit, p, err)
 	}
@@ -79,6 +67,9 @@ func (s *Server) deliver(ctx context.Context, conn *wire.Conn, request *wire.Req
 func (s *Server) refuse(ctx context.Context, conn *wire.Conn, unit string, p *holding, err error) error {
 	if ctx.Err() != nil {
 		return err
+	}
+	if p == nil { // it is not known what is held
+		return conn.Send(wire.Grant{Error: err.Error()}, nil)
 	}
 	held := "it"
 	if p.Unit != unit {
@@ -124,8 +115,8 @@ func (s *Server) leaveIdle(unit string) bool {
 	return idle
 }
 
-// grant sends a parcel to its client, if it is the unit's, and returns it.
-func (s *Server) grant(ctx context.Context, conn *wire.Conn, to *applicant, p *holding) (*delivery, error) {
+// permit returns the delivery of a parcel to a unit, which has begun, if the unit may have it.
+func (s *Server) permit(ctx context.Context, to *applicant, p *holding) (*delivery, error) {
 	ctx, stop := context.WithTimeout(ctx, grantTimeout)
 	defer stop()
 	if err := s.rightful(ctx, to.unit, p); err != nil {
@@ -141,23 +132,17 @@ func (s *Server) grant(ctx context.Context, conn *wire.Conn, to *applicant, p *h
 			return nil, err
 		}
 	}
-	d.to = to.unit
-	if err := s.Holder.begin(p, to.invocation); err != nil {
-		return nil, err
-	}
-	if err := limit(ctx, conn, deliveryTimeout); err != nil {
-		return nil, err
-	}
-	return d, s.send(conn, d, clear)
+	d.to, d.clear = to.unit, clear
+	return d, s.Holder.begin(p, to.invocation)
 }
 
 // maxShared bounds how many tokens a Grant names, so that it fits into a packet.
 const maxShared = 2000
 
 // send sends a Grant for a parcel.
-func (s *Server) send(conn *wire.Conn, d *delivery, clear bool) error {
+func (s *Server) send(conn *wire.Conn, d *delivery) error {
 	at := d.manifest()
-	grant := wire.Grant{Unit: d.Unit, Session: at.session, Token: at.token, Clear: clear}
+	grant := wire.Grant{Unit: d.Unit, Session: at.session, Token: at.token, Clear: d.clear}
 	for a := range d.shared {
 		if a.session == at.session {
 			grant.Shared = append(grant.Shared, a.token)

@@ -304,57 +304,59 @@ func TestAUnitWaitsUntilFewEnoughDeliveriesAreUnderWay(t *testing.T) {
 		w.put(name, "x", name)
 	}
 	w.kexec(w.preserve())
+	w.waitInterval = time.Millisecond
 	d := w.daemon()
-	ask := func(name string) (*wire.Conn, *wire.Grant) {
-		w.setPeer(name)
-		conn := dial(t, d)
-		if err := conn.Send(wire.Request{Op: wire.OpDeliver}, nil); err != nil {
-			t.Fatal(err)
-		}
+	next := func(conn *wire.Conn) *wire.Grant {
 		var grant wire.Grant
 		f, err := conn.Receive(&grant)
 		if err != nil {
 			t.Fatal(err)
 		}
 		_ = f.Close()
-		return conn, &grant
+		return &grant
 	}
-	var busy *wire.Conn
-	for _, name := range names[1:] { // clients that do nothing with what they get
-		conn, grant := ask(name)
+	ask := func(name string) *wire.Conn {
+		w.setPeer(name)
+		conn := dial(t, d)
+		if err := conn.Send(wire.Request{Op: wire.OpDeliver}, nil); err != nil {
+			t.Fatal(err)
+		}
+		return conn
+	}
+	granted := func(name string, conn *wire.Conn) {
+		grant := next(conn)
+		for grant.Wait {
+			grant = next(conn)
+		}
 		if grant.Session == "" {
 			t.Fatalf("%s is granted %+v", name, grant)
 		}
-		busy = conn
 	}
-	impatient, grant := ask(unit) // and one that does not wait is not in the way
-	if !grant.Wait {
+	var busy *wire.Conn
+	for _, name := range names[1:] { // clients that do nothing with what they get
+		busy = ask(name)
+		granted(name, busy)
+	}
+	impatient := ask(unit) // and one that does not wait is not in the way
+	if grant := next(impatient); !grant.Wait {
 		t.Fatalf("%s is granted %+v", unit, grant)
 	}
 	_ = impatient.Close()
-	extended := 0
-	n, err := w.inject(d.socket, unit, extending{keeper{m: w.manager, unit: unit}, func() {
-		if extended++; extended == 4 { // once when it began, and each time that it was told to wait
-			_ = busy.Close()
+	last := ask(unit)
+	for range 3 {
+		if grant := next(last); !grant.Wait {
+			t.Fatalf("%s is granted %+v", unit, grant)
 		}
-	}}).Run(t.Context())
-	result{n, err}.check(t, unit, 1)
-	if extended < 4 {
-		t.Errorf("PID 1 was asked %d times for more time", extended)
 	}
+	_ = busy.Close()
+	granted(unit, last)
+	_ = last.Close()
+	n, err := w.deliver(d.socket, unit)
+	result{n, err}.check(t, unit, 1)
 	if p := d.holder.Problems(); len(p) > 0 {
 		t.Errorf("problems %q; a unit that is stopped while it starts is none", p)
 	}
 }
-
-// extending is the way to a store of one that counts how often PID 1 is asked for more
-// time.
-type extending struct {
-	keeper
-	extend func()
-}
-
-func (e extending) ExtendTimeout(time.Duration) error { e.extend(); return nil }
 
 func TestAStoppedFdbridgedLetsDeliveriesEnd(t *testing.T) {
 	u := update(t, stores["one unit"])

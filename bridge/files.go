@@ -57,6 +57,7 @@ func (h *Holder) readManifest(p *holding) (*kho.Manifest, error) {
 type delivery struct {
 	*holding
 	to     string // the unit
+	clear  bool   // what is in its store is what an interrupted delivery has left there
 	files  contents
 	shared contents // what is kept, or other parcels need, too
 }

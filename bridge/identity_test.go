@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -178,10 +180,25 @@ func TestPID1IsNotAskedWhoAUnitIsThatNothingIsHeldFor(t *testing.T) {
 
 func TestWithoutPID1sAnswerNothingIsDelivered(t *testing.T) {
 	w, d := held(t, nil)
-	w.mu.Lock()
-	w.err = units.ErrManager
-	w.mu.Unlock()
+	d.stop()
+	w.queueTimeout = 10 * time.Millisecond
+	d = w.daemon()
+	w.fail(units.ErrManager)
 	w.refused(d, "a.service", units.ErrManager.Error())
+}
+
+// PID 1 answers nobody while it starts all the units of a boot.
+func TestPID1sAnswerIsWaitedFor(t *testing.T) {
+	w, d := held(t, nil)
+	w.fail(units.ErrManager)
+	done := run(t, w.inject(d.socket, "a.service", keeper{m: w.manager, unit: "a.service"}))
+	for asked := 0; asked == 0; runtime.Gosched() {
+		w.manager.mu.Lock()
+		asked = w.identities
+		w.manager.mu.Unlock()
+	}
+	w.fail(nil)
+	(<-done).check(t, "a.service", 2)
 }
 
 // What is held over a further update belongs to whom it was preserved for.

@@ -55,8 +55,8 @@ type Server struct {
 	Facts func(unit string) (facts generator.Facts, loaded bool)
 	// Excluded is that of config.Current.
 	Excluded func(unit string) bool
-	// RequestTimeout is NewServer's but in tests.
-	RequestTimeout time.Duration
+	// RequestTimeout and QueueTimeout are NewServer's but in tests.
+	RequestTimeout, QueueTimeout time.Duration
 	// WaitInterval is wire.WaitInterval but in tests.
 	WaitInterval time.Duration
 	// Started is told of each unit that asks for its fds.
@@ -85,7 +85,7 @@ type Server struct {
 func NewServer() *Server {
 	return &Server{
 		turns: map[string]chan struct{}{}, slots: make(chan struct{}, 2*runtime.GOMAXPROCS(0)),
-		took: map[string]time.Duration{}, visits: map[string]int{}, RequestTimeout: requestTimeout,
+		took: map[string]time.Duration{}, visits: map[string]int{}, RequestTimeout: requestTimeout, QueueTimeout: queueTimeout,
 	}
 }
 

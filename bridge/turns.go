@@ -5,16 +5,18 @@ package bridge
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
 
 	"github.com/fdbridge/fdbridge/bridge/wire"
+	"github.com/fdbridge/fdbridge/units"
 )
 
-// queueTimeout bounds how long a client waits until few enough other
-// deliveries are under way, which is most of the time when all units of a
-// large machine start at once. It is told every 20 s that it has to.
+// queueTimeout bounds how long a client waits until its delivery begins, most of which it
+// does until few enough others are under way when all units of a large machine start at
+// once. It is told every 20 s that it has to.
 const queueTimeout = 10 * time.Minute
 
 // turn waits until no delivery is under way to, or of what is held for, any of the
@@ -47,16 +49,61 @@ func (s *Server) turn(ctx context.Context, names ...string) (done func(), err er
 	return done, nil
 }
 
+// admit waits until what is held may be delivered to a unit: it is known what that is, no
+// other delivery is in the way of it, it is the client's turn, and PID 1 has answered.
+// Meanwhile it tells the client that it has to wait. p and d are nil when nothing is
+// held. leave is to be called when the delivery has ended, with an error, too.
+func (s *Server) admit(ctx context.Context, conn *wire.Conn, to *applicant) (p *holding, d *delivery, leave func(), err error) {
+	ctx, stop := context.WithTimeoutCause(ctx, s.QueueTimeout, fmt.Errorf("it was not its turn within %v", s.QueueTimeout))
+	defer stop()
+	told := make(chan error, 1)
+	go func() { told <- s.tellToWait(ctx, conn, stop) }()
+	p, done, err := s.take(ctx, s.claimsOf(to.unit))
+	leave = done
+	if err == nil && p != nil {
+		var next func()
+		if next, err = s.queue(ctx); err == nil {
+			leave = func() { next(); done() }
+			d, err = s.answered(ctx, to, p)
+		}
+	}
+	stop()
+	return p, d, leave, cmp.Or(<-told, err)
+}
+
+// answered is permit, until PID 1 answers: it may not while it starts all units of a boot.
+func (s *Server) answered(ctx context.Context, to *applicant, p *holding) (*delivery, error) {
+	for {
+		d, err := s.permit(ctx, to, p)
+		if !errors.Is(err, units.ErrManager) {
+			return d, err
+		}
+		select {
+		case <-time.After(retryDelay):
+		case <-ctx.Done():
+			return nil, err
+		}
+	}
+}
+
 // take takes the turn for the parcel that is to be delivered to a unit now; done
 // ends it. p is nil when there is none. With an error it is the one that another
-// delivery is in the way of.
+// delivery is in the way of, or nil when it is not known what is held.
 func (s *Server) take(ctx context.Context, c *claims) (p *holding, done func(), err error) {
+	none := func() {}
+	ctx, stop := context.WithTimeout(ctx, grantTimeout)
+	defer stop()
+	if s.Holder.claimed(c) == nil {
+		if err := s.Holder.Known(ctx, c.names()...); err != nil {
+			return nil, none, err
+		}
+	}
 	for {
 		if p = s.Holder.claimed(c); p == nil {
-			return nil, func() {}, nil
+			return nil, none, nil
 		}
 		if done, err = s.turn(ctx, c.unit, p.Unit); err != nil {
-			return p, nil, err
+			return p, none, err
 		}
 		now := s.Holder.claimed(c)
 		if now == nil || now.Unit == p.Unit {
@@ -69,27 +116,13 @@ func (s *Server) take(ctx context.Context, c *claims) (p *holding, done func(), 
 // queue waits until few enough deliveries are under way, first come, first
 // served, and returns what lets the next one begin. A delivery that hangs is in the
 // way of others until its bound.
-func (s *Server) queue(ctx context.Context, conn *wire.Conn) (leave func(), err error) {
-	leave = func() { <-s.slots }
+func (s *Server) queue(ctx context.Context) (next func(), err error) {
 	select {
 	case s.slots <- struct{}{}:
-		return leave, nil
-	default:
-	}
-	ctx, stop := context.WithTimeoutCause(ctx, queueTimeout, fmt.Errorf("others were to be delivered to before it for %v", queueTimeout))
-	defer stop()
-	told := make(chan error, 1)
-	go func() { told <- s.tellToWait(ctx, conn, stop) }()
-	select {
-	case s.slots <- struct{}{}:
-		stop()
-		if err = <-told; err != nil {
-			leave()
-		}
+		return func() { <-s.slots }, nil
 	case <-ctx.Done():
-		err = cmp.Or(<-told, context.Cause(ctx))
+		return nil, context.Cause(ctx)
 	}
-	return leave, err
 }
 
 // tellToWait tells a client that it has to wait until ctx ends, and calls gone

@@ -11,34 +11,29 @@ type countdown struct {
 	whole time.Duration
 	left  time.Duration
 	since time.Time // when it went on last
+	over  bool
 }
 
 func startCountdown(whole time.Duration, over func()) *countdown {
 	return &countdown{timer: time.AfterFunc(whole, over), whole: whole, left: whole, since: time.Now()}
 }
 
-// pause stops it until resume or restart, unless its time has passed.
+// pause stops it until resume or restart, unless it has called its function.
 func (c *countdown) pause() {
-	if c.timer.Stop() {
-		c.left -= time.Since(c.since)
-		return
-	}
-	c.left = -1
+	c.over = c.over || !c.timer.Stop()
+	c.left = max(c.left-time.Since(c.since), 0)
 }
 
 func (c *countdown) resume() {
-	if c.left < 0 {
-		return // it is over
+	if !c.over {
+		c.since = time.Now()
+		c.timer.Reset(c.left)
 	}
-	c.since = time.Now()
-	c.timer.Reset(c.left)
 }
 
-// restart gives it all of its time again, unless that has passed.
+// restart gives it all of its time again, unless it has called its function.
 func (c *countdown) restart() {
 	c.pause()
-	if c.left >= 0 {
-		c.left = c.whole
-	}
+	c.left = c.whole
 	c.resume()
 }

@@ -62,7 +62,7 @@ func TestACountdownHasItsWholeTimeWhenItIsTheUnitsTurn(t *testing.T) {
 		if !over.Load() {
 			t.Error("it is not over")
 		}
-		over.Store(false)
+		over.Store(false) // and now it was called
 		c.pause()
 		c.resume()
 		c.restart()
@@ -81,13 +81,32 @@ func TestTheServiceManagerIsToldAgainWhileADeliveryGoesOn(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, name := range []string{"a", "b", "c"} {
-			time.Sleep(10 * time.Second)
+			time.Sleep(3 * time.Second)
 			if err := d.tell(func() error { return d.Store.Store(name, nil) }); err != nil {
 				t.Fatal(err)
 			}
 		}
-		if diff := cmp.Diff([]string{"extend", "store a", "store b", "extend", "store c"}, manager.said); diff != "" {
+		if diff := cmp.Diff([]string{"extend", "store a", "extend", "store b", "store c"}, manager.said); diff != "" {
 			t.Errorf("the service manager was told (-want +got):\n%s", diff)
+		}
+	})
+}
+
+// A process that was held up finds its time over before the timer has said so.
+func TestACountdownThatIsPausedTooLateEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var over atomic.Bool
+		c := startCountdown(time.Minute, func() { over.Store(true) })
+		c.since = c.since.Add(-time.Hour)
+		c.pause()
+		if c.resume(); over.Load() {
+			t.Error("it has called its function by itself")
+		}
+		synctest.Wait()
+		time.Sleep(time.Nanosecond)
+		synctest.Wait()
+		if !over.Load() {
+			t.Error("it does not end")
 		}
 	})
 }

@@ -11,6 +11,7 @@
 package deliver
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -27,25 +28,25 @@ import (
 const (
 	// timeout bounds how long Run goes on once it is the unit's turn, and a wait for
 	// fdbridged to say that it is not yet. After it Run takes at most lastTimeout
-	// to come to an end, so that it has ended before startTimeout is over.
+	// to come to an end, so that it has ended before startTimeout is over, which it asks
+	// for at least when it begins.
 	timeout = 65 * time.Second
 	// startTimeout is what TimeoutStartSec= is by default: a unit that has not started
 	// fails when it is over. The service manager is asked for as much, from then on, when
-	// the delivery begins, when the unit has to wait for its turn, and every extendAfter
-	// while it goes on.
-	startTimeout = 90 * time.Second
-	extendAfter  = 15 * time.Second
+	// the delivery begins, and before and after whatever it is told, unless it was asked
+	// within extendInterval.
+	startTimeout   = 90 * time.Second
+	extendInterval = 5 * time.Second
 	// turnTimeout bounds how long a unit waits for its turn, which is longer than
 	// fdbridged lets it.
 	turnTimeout = 11 * time.Minute
+	// lastTimeout bounds how long fdbridged may take to note what has become of
+	// a delivery, with a restart of it in between.
+	lastTimeout = 15 * time.Second
 	// answerTimeout bounds each wait for an answer of fdbridged, which has
 	// one, or says why not or that it takes longer, within 50 seconds.
 	answerTimeout = 55 * time.Second
 )
-
-// lastTimeout bounds how long fdbridged may take to note what has become of a delivery,
-// with a restart of it in between; but for tests it is a constant.
-var lastTimeout = 15 * time.Second
 
 // Store is the unit's fd store; notify.Socket is the way to it.
 type Store interface {
@@ -68,9 +69,10 @@ type Deliverer struct {
 	// Lost is called for each fd that can never be delivered.
 	Lost func(name string, err error)
 
-	sessions int        // those that Sessions leaves in the store
-	bound    *countdown // of what goes on, nil when nothing does
-	extended time.Time  // when the service manager was asked for startTimeout last
+	sessions int           // those that Sessions leaves in the store
+	bound    *countdown    // of what goes on, nil when nothing does
+	last     time.Duration // in place of lastTimeout, in tests
+	extended time.Time     // when the service manager was asked for startTimeout last
 }
 
 // within returns a context that ends when d has taken longer than timeout.
@@ -84,27 +86,43 @@ func (d *Deliverer) within(ctx context.Context, timeout time.Duration) (context.
 	}
 }
 
-// tell sends something to the service manager, or waits for it. A service manager that is
-// busy takes in no messages, when it starts the 1,000 services of a boot for
-// minutes, and does not look at its own timeouts meanwhile; when it goes on it takes in
-// messages first. So this time is not counted: notify bounds it.
+// tell sends something to the service manager. One that is busy takes in no messages, when
+// it starts the 1,000 services of a boot for minutes, and does not look at its own timeouts
+// meanwhile; when it goes on it takes in messages first. So this time is not counted: notify
+// bounds it. It takes them in as they come, so that it is asked for more time before.
 func (d *Deliverer) tell(send func() error) error {
 	if d.bound != nil {
 		d.bound.pause()
 		defer d.bound.resume()
 	}
-	err := send()
-	if err == nil && time.Since(d.extended) > extendAfter {
-		err = d.Store.ExtendTimeout(startTimeout)
-		d.extended = time.Now()
+	err := d.renew()
+	if err == nil {
+		err = send()
+	}
+	if err == nil { // which may have taken long
+		err = d.renew()
 	}
 	return err
 }
 
-// extend has the service manager wait for the unit for startTimeout from now on.
-func (d *Deliverer) extend() error {
-	d.extended = time.Time{}
-	return d.tell(func() error { return nil })
+// barrier returns when the service manager has taken in what was sent.
+func (d *Deliverer) barrier() error {
+	d.extended = time.Time{} // as it may take longer than what is granted by now
+	return d.tell(d.Store.Barrier)
+}
+
+// extend has the service manager wait for the unit for startTimeout from now on, unless it
+// was asked to just now, and returns when it has room for that.
+func (d *Deliverer) extend() error { return d.tell(func() error { return nil }) }
+
+// renew is extend for tell.
+func (d *Deliverer) renew() error {
+	if time.Since(d.extended) < extendInterval {
+		return nil
+	}
+	err := d.Store.ExtendTimeout(startTimeout)
+	d.extended = time.Now()
+	return err
 }
 
 var (
@@ -227,16 +245,16 @@ func (d *Deliverer) settle(ctx context.Context, conn *wire.Conn, delivered wire.
 // that. fdbridged tells the service manager, and waits as long as d would: so
 // does conclude.
 func (d *Deliverer) conclude(ctx context.Context, conn *wire.Conn, request wire.Request) error {
-	bounded, stop := context.WithTimeout(ctx, lastTimeout)
+	bounded, stop := context.WithTimeout(ctx, cmp.Or(d.last, lastTimeout))
 	defer stop()
 	var settled wire.Settled
 	stray, err := ask(bounded, conn, request, &settled)
 	_ = stray.Close() // no answer of this kind has an fd with it
 	if err != nil && bounded.Err() != nil {
-		if err := d.extend(); err != nil { // returns when the service manager takes in messages
+		if err := d.barrier(); err != nil { // up to which fdbridged has to wait, too
 			return err
 		}
-		bounded, stop = context.WithTimeout(ctx, lastTimeout)
+		bounded, stop = context.WithTimeout(ctx, cmp.Or(d.last, lastTimeout))
 		defer stop()
 		stray, err = answered(bounded, conn, &request, &settled)
 		_ = stray.Close() // as above

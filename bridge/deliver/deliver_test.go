@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/fdbridge/fdbridge/bridge/wire"
@@ -79,30 +80,48 @@ func TestWhatFdbridgedSaysIsTheError(t *testing.T) {
 	}
 }
 
+// It may be told so often at once, when it has waited for the service manager.
+func TestAUnitWaitsForItsTurn(t *testing.T) {
+	store := &recorder{}
+	d := Deliverer{Store: store, Socket: listen(t, func(conn *wire.Conn) {
+		for _, grant := range []wire.Grant{{Wait: true, Error: "wait"}, {Wait: true}, {Wait: true}, {Unit: "a.service"}} {
+			if err := conn.Send(grant, nil); err != nil {
+				t.Errorf("send: %v", err)
+			}
+		}
+	})}
+	if n, err := d.Run(t.Context()); n != 0 || err != nil {
+		t.Errorf("Run: %d, %v", n, err)
+	}
+	if diff := cmp.Diff([]string{"extend"}, store.said); diff != "" {
+		t.Errorf("the service manager was told (-want +got):\n%s", diff)
+	}
+}
+
 // extended is a recorder that tells when the service manager was asked for more time, and
 // then grants it.
 type extended struct {
 	recorder
+	d     *Deliverer
 	asked chan struct{}
 }
 
 func (e *extended) ExtendTimeout(time.Duration) error {
-	lastTimeout = time.Minute
+	e.d.last = time.Minute
 	close(e.asked)
 	return nil
 }
 
 // While the service manager takes in no messages fdbridged cannot tell it what it has let go of.
 func TestWhatFdbridgedWaitsForIsWaitedFor(t *testing.T) {
-	defer func(was time.Duration) { lastTimeout = was }(lastTimeout)
-	lastTimeout = 10 * time.Millisecond
 	store := &extended{asked: make(chan struct{})}
-	d := Deliverer{Store: store, Socket: listen(t, func(conn *wire.Conn) {
+	d := Deliverer{last: 10 * time.Millisecond, Store: store, Socket: listen(t, func(conn *wire.Conn) {
 		<-store.asked // which returns when the service manager goes on
 		if err := conn.Send(wire.Settled{Error: "no such luck"}, nil); err != nil {
 			t.Errorf("send: %v", err)
 		}
 	})}
+	store.d = &d
 	conn, err := dial(t.Context(), d.Socket)
 	if err != nil {
 		t.Fatal(err)

@@ -64,7 +64,7 @@ func (d *Deliverer) Done(ctx context.Context, came []string) error {
 	if len(came) == 0 {
 		return nil
 	}
-	failed := d.tell(d.Store.Barrier)
+	failed := d.barrier()
 	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), lastTimeout)
 	defer stop()
 	for _, name := range came {

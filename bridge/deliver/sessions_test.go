@@ -62,7 +62,7 @@ func TestSessionsAreStoredInOrderAndWhatCameIsDoneWithLast(t *testing.T) {
 	if err := d.Done(t.Context(), came); err != nil {
 		t.Errorf("Done: %v", err)
 	}
-	if diff := cmp.Diff([]string{"extend", "store a", "store d", "barrier"}, store.said); diff != "" {
+	if diff := cmp.Diff([]string{"extend", "store a", "store d", "extend", "barrier"}, store.said); diff != "" {
 		t.Errorf("the service manager was told (-want +got):\n%s", diff)
 	}
 }

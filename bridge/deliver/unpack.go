@@ -223,7 +223,7 @@ func (u *unpacking) giveBack(ctx context.Context, why error) error {
 	if len(u.names) > 0 {
 		err := u.clear()
 		if err == nil {
-			err = u.tell(u.Store.Barrier)
+			err = u.barrier()
 		}
 		if err != nil { // fdbridged must not forget that the delivery was begun
 			return errors.Join(why, fmt.Errorf("remove from the store what was delivered: %w", err))

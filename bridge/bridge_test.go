@@ -79,7 +79,7 @@ func (w *world) logged() string {
 func (w *world) preserver() *bridge.Preserver {
 	log := journal.To(w)
 	return &bridge.Preserver{
-		Stores: w.manager, Duplicator: w.duplicator, Kernel: w.kernel, Device: session.Path,
+		Stores: w.manager, Sealed: func() {}, Duplicator: w.duplicator, Kernel: w.kernel, Device: session.Path,
 		Excluded: func(unit string) bool {
 			return unit == "excluded.service" || unit == bridge.OwnUnit || unit == rescueUnit
 		},

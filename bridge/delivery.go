@@ -199,9 +199,12 @@ func (s *Server) attend(conn *wire.Conn, d *delivery) error {
 			if err == nil {
 				s.note(d.Unit, time.Since(start))
 			}
-			return conn.Send(wire.Settled{Error: text(err)}, nil)
+			_ = conn.Send(wire.Settled{Error: text(err)}, nil) // it is noted and logged, who else wants to know or not
+			return nil
 		case wire.OpReturned:
-			return conn.Send(wire.Settled{Error: text(s.takeBack(d.holding, d.to, request.Reason))}, nil)
+			err := s.takeBack(d.holding, d.to, request.Reason)
+			_ = conn.Send(wire.Settled{Error: text(err)}, nil) // as above
+			return err
 		default:
 			err = fmt.Errorf("%w: %q in a delivery", wire.ErrPacket, request.Op)
 		}

@@ -71,6 +71,9 @@ type Preserver struct {
 	Rescue Keeper
 	// Record puts the index where it survives a power cut: see RecordFile.
 	Record func(index *kho.Index) error
+	// Sealed is called when all is preserved, before stores are emptied, from which there
+	// is no way back.
+	Sealed func()
 	Origin kho.Origin
 	Log    *journal.Log
 	// Warnings returns what Log was told that needs attention: the index takes it to
@@ -168,6 +171,7 @@ func (p *Preserver) Run(ctx context.Context) (_ *Preserved, err error) {
 		p.Log.Warning("Should the live update not arrive, the next boot cannot say what was lost: %v", err)
 	}
 	p.Log.Info("%s", done.Summary())
+	p.Sealed()
 	p.empty(ctx, done)
 	return done, nil
 }

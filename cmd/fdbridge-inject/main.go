@@ -42,7 +42,7 @@ func main() {
 }
 
 func run(ctx context.Context, log *journal.Log) error {
-	store, err := notify.Open(os.Getenv("NOTIFY_SOCKET"))
+	store, err := notify.Open(os.Getenv("NOTIFY_SOCKET"), notify.Patience)
 	if err != nil {
 		return err
 	}

@@ -26,6 +26,10 @@ import (
 // to PID 1 about what is lost.
 const sealTimeout = 30 * time.Second
 
+// messageTimeout bounds how long the service manager may take to take in a message, while
+// services are away.
+const messageTimeout = 80 * time.Second
+
 // stopTimeout is what the service manager is to grant each time that it says that
 // services still stop, which is every 20 s or so.
 const stopTimeout = 90 * time.Second
@@ -35,7 +39,7 @@ const stopTimeout = 90 * time.Second
 // calls the kexec off. Started before the shutdown begins, it prepares the live update.
 func preserve(ctx context.Context) error {
 	log := journal.Kernel("fdbridge")
-	socket, err := notify.Open(os.Getenv("NOTIFY_SOCKET"))
+	socket, err := notify.Open(os.Getenv("NOTIFY_SOCKET"), messageTimeout)
 	if err != nil {
 		return err
 	}
@@ -86,6 +90,9 @@ func (u *update) await(ctx context.Context) error {
 		return err
 	}
 	if err := u.prepare(ctx); err != nil {
+		if ctx.Err() != nil {
+			return err
+		}
 		begun := shutdown.Wait(ctx, alive)
 		if errors.Is(begun, units.ErrNoShutdown) {
 			return err
@@ -194,6 +201,7 @@ func (u *update) preserve(ctx context.Context) (*bridge.Preserved, error) {
 		os.Exit(1)
 	})
 	defer late.Stop()
+	u.preserver.Sealed = func() { late.Stop() }
 	limited, stop := context.WithTimeoutCause(ctx, u.rules.PreserveTimeout,
 		fmt.Errorf("it has taken longer than PreserveTimeoutSec=%v", u.rules.PreserveTimeout))
 	defer stop()

@@ -32,7 +32,7 @@ func serve(ctx context.Context) error {
 	for _, problem := range problems {
 		log.Warning("%v", problem)
 	}
-	socket, err := notify.Open(os.Getenv("NOTIFY_SOCKET"))
+	socket, err := notify.Open(os.Getenv("NOTIFY_SOCKET"), notify.Patience)
 	if err != nil {
 		return err
 	}

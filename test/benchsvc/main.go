@@ -91,7 +91,7 @@ func parse(args []string) (command string, numbers []int, sealed bool, err error
 func serve(files, size int, sealed bool) error {
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM)
-	socket, err := notify.Open(os.Getenv("NOTIFY_SOCKET"))
+	socket, err := notify.Open(os.Getenv("NOTIFY_SOCKET"), notify.Patience)
 	if err != nil {
 		return err
 	}

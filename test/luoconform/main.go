@@ -47,7 +47,7 @@ func before() {
 		held = sessiontest.Prepare(t, k)
 	}}
 	run(append(append(sessiontest.Before(), sessiontest.Real()...), prepare))
-	socket, err := notify.Open(os.Getenv("NOTIFY_SOCKET"))
+	socket, err := notify.Open(os.Getenv("NOTIFY_SOCKET"), notify.Patience)
 	if err == nil {
 		err = socket.Ready(fmt.Sprintf("%d sessions", len(held)))
 	}

@@ -42,7 +42,7 @@ func main() {
 }
 
 func run(ctx context.Context, names []string) error {
-	socket, err := notify.Open(os.Getenv("NOTIFY_SOCKET"))
+	socket, err := notify.Open(os.Getenv("NOTIFY_SOCKET"), notify.Patience)
 	if err != nil {
 		return err
 	}

@@ -66,7 +66,7 @@ func run(args []string) error {
 	}
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM)
-	socket, err := notify.Open(os.Getenv("NOTIFY_SOCKET"))
+	socket, err := notify.Open(os.Getenv("NOTIFY_SOCKET"), notify.Patience)
 	if err != nil {
 		return err
 	}

@@ -20,15 +20,10 @@ import (
 	"github.com/fdbridge/fdbridge/internal/fd"
 )
 
-const (
-	// sendTimeout bounds how long a message waits for room in the service
-	// manager's queue. While it starts 1,000 units on two slow processors, it has been
-	// seen not to read one for 92 s. It looks at no timeout meanwhile either.
-	sendTimeout = 10 * time.Minute
-	// barrierTimeout bounds how long the service manager may take to get to a
-	// barrier: while it reloads it reads no messages either.
-	barrierTimeout = sendTimeout
-)
+// Patience is how long a service whose start or work is at stake waits for the service
+// manager. While it starts 1,000 units on two slow processors, it has been seen to read
+// no message for 127 s. It looks at no timeout meanwhile either.
+const Patience = 10 * time.Minute
 
 var (
 	// ErrNoSocket says that the process was not given a notify socket.
@@ -37,16 +32,20 @@ var (
 	ErrName = errors.New("not a name for a stored fd: systemd takes up to 255 printable ASCII characters other than a colon")
 	// ErrBarrier says that the service manager did not get to the barrier in
 	// time.
-	ErrBarrier = errors.New("the service manager did not read its messages within ten minutes")
+	ErrBarrier = errors.New("the service manager did not read its messages")
 )
 
 // Socket sends messages to the service manager.
-type Socket struct{ sock *fd.FD }
+type Socket struct {
+	sock *fd.FD
+	wait time.Duration
+}
 
 // Open connects to the notify socket at addr, the value of $NOTIFY_SOCKET: a
-// path, or a name in the abstract name space after an '@'. It returns
-// ErrNoSocket for an empty one. The caller closes the Socket.
-func Open(addr string) (*Socket, error) {
+// path, or a name in the abstract name space after an '@'. A message waits for room in
+// the service manager's queue as long as wait, after which it fails with EAGAIN. Open
+// returns ErrNoSocket for an empty addr. The caller closes the Socket.
+func Open(addr string, wait time.Duration) (*Socket, error) {
 	if addr == "" {
 		return nil, ErrNoSocket
 	}
@@ -54,8 +53,8 @@ func Open(addr string) (*Socket, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open a notify socket: %w", err)
 	}
-	s := &Socket{sock: fd.New(raw)}
-	timeout := unix.NsecToTimeval(sendTimeout.Nanoseconds())
+	s := &Socket{sock: fd.New(raw), wait: wait}
+	timeout := unix.NsecToTimeval(wait.Nanoseconds())
 	err = unix.SetsockoptTimeval(raw, unix.SOL_SOCKET, unix.SO_SNDTIMEO, &timeout)
 	if err == nil {
 		err = unix.Connect(raw, &unix.SockaddrUnix{Name: addr})
@@ -110,7 +109,7 @@ func (s *Socket) Remove(name string) error {
 }
 
 // Barrier returns when the service manager has read all messages sent before,
-// or ErrBarrier after ten minutes.
+// or ErrBarrier when it takes longer than a message may wait.
 func (s *Socket) Barrier() error {
 	var pipe [2]int
 	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC); err != nil {
@@ -123,12 +122,12 @@ func (s *Socket) Barrier() error {
 	if err != nil {
 		return err
 	}
-	return read.Do(waitHangup)
+	return read.Do(func(raw int) error { return waitHangup(raw, s.wait) })
 }
 
-// waitHangup waits until the other end of a pipe is closed.
-func waitHangup(raw int) error {
-	deadline := time.Now().Add(barrierTimeout)
+// waitHangup waits until the other end of a pipe is closed, as long as wait.
+func waitHangup(raw int, wait time.Duration) error {
+	deadline := time.Now().Add(wait)
 	for {
 		left := max(time.Until(deadline), 0)
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(raw)}}, int(left.Milliseconds()))
@@ -137,7 +136,7 @@ func waitHangup(raw int) error {
 		case err != nil:
 			return fmt.Errorf("wait for a barrier: %w", err)
 		case n == 0:
-			return ErrBarrier
+			return fmt.Errorf("%w within %v", ErrBarrier, wait)
 		default:
 			return nil
 		}

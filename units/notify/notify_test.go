@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -41,7 +42,7 @@ func open(t *testing.T) (*notify.Socket, *service) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	socket, err := notify.Open(path)
+	socket, err := notify.Open(path, time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -135,6 +136,29 @@ func TestBarrierWaitsForTheServiceManager(t *testing.T) {
 	}
 }
 
+func TestAServiceManagerThatReadsNothingIsNotWaitedForLonger(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	socket, err := notify.Open(path, time.Millisecond)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer socket.Close()
+	if err := socket.Barrier(); !errors.Is(err, notify.ErrBarrier) {
+		t.Errorf("Barrier: %v, want ErrBarrier", err)
+	}
+	for err = nil; err == nil; {
+		err = socket.Status("there is room for so many only")
+	}
+	if !errors.Is(err, unix.EAGAIN) {
+		t.Errorf("Status: %v, want EAGAIN", err)
+	}
+}
+
 func TestNamesThatSystemdWouldIgnoreAreRefused(t *testing.T) {
 	socket, _ := open(t)
 	f, _ := memfd(t)
@@ -152,10 +176,10 @@ func TestNamesThatSystemdWouldIgnoreAreRefused(t *testing.T) {
 }
 
 func TestOpenSaysWhatIsMissing(t *testing.T) {
-	if _, err := notify.Open(""); !errors.Is(err, notify.ErrNoSocket) {
+	if _, err := notify.Open("", time.Minute); !errors.Is(err, notify.ErrNoSocket) {
 		t.Errorf("Open of nothing: %v, want ErrNoSocket", err)
 	}
-	if _, err := notify.Open(filepath.Join(t.TempDir(), "none")); !errors.Is(err, unix.ENOENT) {
+	if _, err := notify.Open(filepath.Join(t.TempDir(), "none"), time.Minute); !errors.Is(err, unix.ENOENT) {
 		t.Errorf("Open of a missing socket: %v, want ENOENT", err)
 	}
 }

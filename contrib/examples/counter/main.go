@@ -39,7 +39,7 @@ func main() {
 }
 
 func run() error {
-	manager, err := notify.Open(os.Getenv("NOTIFY_SOCKET"))
+	manager, err := notify.Open(os.Getenv("NOTIFY_SOCKET"), notify.Patience)
 	if err != nil {
 		return err
 	}

@@ -25,8 +25,8 @@ const (
 	// waitTimeout is more than all of that and queueTimeout together.
 	waitTimeout = queueTimeout + 4*grantTimeout
 	// deliveryTimeout bounds a delivery, in which the client takes the files out of the
-	// session and waits until PID 1 has room for them, ten minutes at most. One
-	// that takes longer is broken off.
+	// session and waits until PID 1 has room for them: ten minutes at most for
+	// one. A delivery that takes longer is broken off.
 	deliveryTimeout = 15 * time.Minute
 )
 

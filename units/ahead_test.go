@@ -372,6 +372,39 @@ func TestFilesOfAChangedStoreAreNotGiven(t *testing.T) {
 	}
 }
 
+// What PID 1 has told of when its time is over is duplicated nevertheless, unless all of
+// PID 1's fds were to be looked at for it.
+func TestWhatWasSeenLastIsDuplicatedToo(t *testing.T) {
+	for _, begun := range []bool{true, false} {
+		_, a := holding(t, nil)
+		first, last := &sighting{store: &Store{Entries: entriesOf(t, memfd(t))}}, &sighting{store: &Store{Entries: entriesOf(t, memfd(t))}}
+		ctx, stop := context.WithCancel(t.Context())
+		found, done := make(chan *sighting), make(chan struct{})
+		go func() { a.duplicate(ctx, found); close(done) }()
+		if begun {
+			found <- first
+			found <- &sighting{store: &Store{}} // which is taken when the first is done with
+		}
+		stop()
+		found <- last
+		close(found)
+		<-done
+		if (last.files != nil) != begun {
+			t.Errorf("begun before: %v; duplicated: %v", begun, last.files)
+		}
+		first.close()
+		last.close()
+	}
+}
+
+func entriesOf(t *testing.T, files ...*fd.FD) (list []Entry) {
+	t.Helper()
+	for _, f := range files {
+		list = append(list, *entry(t, f))
+	}
+	return list
+}
+
 // Whoever has to duplicate anew finds in PID 1 what was duplicated in vain: of a service
 // that runs again, and what was given once already, as when all is preserved anew.
 func TestWhatIsNotGivenAheadCanBeDuplicated(t *testing.T) {

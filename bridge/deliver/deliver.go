@@ -43,8 +43,8 @@ const (
 	// lastTimeout bounds how long fdbridged may take to note what has become of
 	// a delivery, with a restart of it in between.
 	lastTimeout = 15 * time.Second
-	// answerTimeout bounds each wait for an answer of fdbridged, which has
-	// one, or says why not or that it takes longer, within 50 seconds.
+	// answerTimeout bounds each wait for an answer of fdbridged, which says every 20
+	// seconds that it takes longer until the delivery begins.
 	answerTimeout = 55 * time.Second
 )
 

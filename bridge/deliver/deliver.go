@@ -242,27 +242,32 @@ func (d *Deliverer) settle(ctx context.Context, conn *wire.Conn, delivered wire.
 }
 
 // conclude tells fdbridged what has become of a delivery, and waits until it has noted
-// that. fdbridged tells the service manager, and waits as long as d would: so
-// does conclude.
+// that.
 func (d *Deliverer) conclude(ctx context.Context, conn *wire.Conn, request wire.Request) error {
-	bounded, stop := context.WithTimeout(ctx, cmp.Or(d.last, lastTimeout))
-	defer stop()
 	var settled wire.Settled
-	stray, err := ask(bounded, conn, request, &settled)
+	stray, err := d.patiently(ctx, conn, request, &settled)
 	_ = stray.Close() // no answer of this kind has an fd with it
-	if err != nil && bounded.Err() != nil {
-		if err := d.barrier(); err != nil { // up to which fdbridged has to wait, too
-			return err
-		}
-		bounded, stop = context.WithTimeout(ctx, cmp.Or(d.last, lastTimeout))
-		defer stop()
-		stray, err = answered(bounded, conn, &request, &settled)
-		_ = stray.Close() // as above
-	}
 	if err == nil && settled.Error != "" {
 		err = errors.New(settled.Error)
 	}
 	return err
+}
+
+// patiently is ask for what fdbridged has to tell the service manager before it answers: it
+// waits as long as that takes in no messages, and for lastTimeout before and after.
+func (d *Deliverer) patiently(ctx context.Context, conn *wire.Conn, request wire.Request, answer any) (*fd.FD, error) {
+	bounded, stop := context.WithTimeout(ctx, cmp.Or(d.last, lastTimeout))
+	defer stop()
+	f, err := ask(bounded, conn, request, answer)
+	if err == nil || bounded.Err() == nil || ctx.Err() != nil {
+		return f, err
+	}
+	if err := d.barrier(); err != nil {
+		return nil, err
+	}
+	bounded, stop = context.WithTimeout(ctx, cmp.Or(d.last, lastTimeout))
+	defer stop()
+	return answered(bounded, conn, &request, answer)
 }
 
 // dial connects to fdbridged, which may be on its way up again. The unit starts without

@@ -181,7 +181,7 @@ func (u *unpacking) fetch(ctx context.Context, at place) (*fd.FD, error) {
 		}
 	}
 	var answer wire.File
-	f, err := ask(ctx, u.conn, wire.Request{Op: wire.OpFile, Session: at.session, Token: at.token}, &answer)
+	f, err := u.patiently(ctx, u.conn, wire.Request{Op: wire.OpFile, Session: at.session, Token: at.token}, &answer)
 	switch {
 	case err != nil:
 		return nil, err

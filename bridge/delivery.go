@@ -39,9 +39,6 @@ func (s *Server) deliver(ctx context.Context, conn *wire.Conn, request *wire.Req
 	}
 	s.Started(unit)
 	idle := s.leaveIdle(unit)
-	if err := limit(ctx, conn, waitTimeout); err != nil {
-		return err
-	}
 	p, d, leave, err := s.admit(ctx, conn, &applicant{unit, idle, invocation(request.Invocation)})
 	defer leave()
 	if err == nil && p == nil { // or it was delivered while this client waited for its turn
@@ -117,8 +114,6 @@ func (s *Server) leaveIdle(unit string) bool {
 
 // permit returns the delivery of a parcel to a unit, which has begun, if the unit may have it.
 func (s *Server) permit(ctx context.Context, to *applicant, p *holding) (*delivery, error) {
-	ctx, stop := context.WithTimeout(ctx, grantTimeout)
-	defer stop()
 	if err := s.rightful(ctx, to.unit, p); err != nil {
 		return nil, err
 	}

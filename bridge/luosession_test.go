@@ -7,13 +7,16 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
 	"github.com/fdbridge/fdbridge/bridge"
+	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/kho"
 	"github.com/fdbridge/fdbridge/session"
+	"github.com/fdbridge/fdbridge/units"
 )
 
 // luo starts a unit's fdbridge-inject, with the names in its LUOSession=.
@@ -148,6 +151,33 @@ func TestFdbridgeInjectIsKilledWhileItDeliversSessions(t *testing.T) {
 		if end.step() {
 			return
 		}
+	}
+}
+
+// PID 1 answers nobody while it starts all the units of a boot.
+func TestLUOSessionIsThereWhenPID1HasAnswered(t *testing.T) {
+	w := newWorld(t)
+	w.add("luo.service", "yes")
+	w.waitInterval = time.Millisecond
+	d := w.daemon()
+	w.setPeer("luo.service")
+	conn := dial(t, d)
+	w.fail(units.ErrManager)
+	if err := conn.Send(wire.Request{Op: wire.OpLUOSession, Name: "a"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	answer := wire.Session{}
+	for told := 0; told < 3 || answer.Wait; told++ {
+		answer = wire.Session{}
+		f, err := conn.Receive(&answer)
+		if err != nil || told < 3 && !answer.Wait {
+			t.Fatalf("answered %+v, %v; want to be told to wait", answer, err)
+		}
+		_ = f.Close()
+		w.fail(nil)
+	}
+	if answer.Session == "" || answer.Error != "" {
+		t.Errorf("answered %+v", answer)
 	}
 }
 

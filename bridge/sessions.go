@@ -117,13 +117,23 @@ func (s *Server) visit(unit string) (leave func(), ok bool) {
 	}, true
 }
 
-// ownSession is session for a peer whose unit is to be found out.
+// ownSession answers what fdbridge-inject asks about a session of its unit, which waits for
+// the answer as for a Grant.
 func (s *Server) ownSession(ctx context.Context, conn *wire.Conn, request *wire.Request) error {
 	unit, err := s.peerUnit(conn)
 	if err != nil {
 		return errors.Join(err, conn.Send(wire.Session{Error: err.Error()}, nil))
 	}
-	return s.session(ctx, conn, unit, request)
+	var answer wire.Session
+	var f *fd.FD
+	err = s.meanwhile(ctx, conn, func(ctx context.Context) error {
+		return answered(ctx, func(ctx context.Context) (err error) {
+			answer = wire.Session{Unit: unit}
+			f, err = s.answerSession(ctx, unit, request, &answer)
+			return err
+		})
+	})
+	return s.sendSession(ctx, conn, request, &answer, f, err)
 }
 
 // session answers a request about a session of the peer's unit.
@@ -132,13 +142,21 @@ func (s *Server) session(ctx context.Context, conn *wire.Conn, unit string, requ
 	defer stop()
 	answer := wire.Session{Unit: unit}
 	f, err := s.answerSession(waiting, unit, request, &answer)
+	return s.sendSession(ctx, conn, request, &answer, f, err)
+}
+
+// sendSession sends an answer, with f beside it, which it takes over, or why there is none.
+func (s *Server) sendSession(ctx context.Context, conn *wire.Conn, request *wire.Request, answer *wire.Session, f *fd.FD, err error) error {
 	defer func() { _ = f.Close() }() // the peer has its own
 	if err != nil {
-		answer = wire.Session{Unit: unit, Error: oneSentence(err)}
-		s.complain(unit, "%s: %s of the session %.255q is refused: %s", unit, request.Op, request.Name, answer.Error)
+		*answer = wire.Session{Unit: answer.Unit, Error: oneSentence(err)}
+		s.complain(answer.Unit, "%s: %s of the session %.255q is refused: %s", answer.Unit, request.Op, request.Name, answer.Error)
 	}
 	if err := limit(ctx, conn, serviceTimeout); err != nil {
 		return err
+	}
+	if answer.Error != "" {
+		return conn.Send(answer, nil)
 	}
 	return conn.Send(answer, f)
 }

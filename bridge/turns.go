@@ -50,38 +50,58 @@ func (s *Server) turn(ctx context.Context, names ...string) (done func(), err er
 }
 
 // admit waits until what is held may be delivered to a unit: it is known what that is, no
-// other delivery is in the way of it, it is the client's turn, and PID 1 has answered.
-// Meanwhile it tells the client that it has to wait. p and d are nil when nothing is
-// held. leave is to be called when the delivery has ended, with an error, too.
+// other delivery is in the way of it, it is the client's turn, and PID 1 has answered. p
+// and d are nil when nothing is held. leave is to be called when the delivery has ended,
+// with an error, too.
 func (s *Server) admit(ctx context.Context, conn *wire.Conn, to *applicant) (p *holding, d *delivery, leave func(), err error) {
+	leave = func() {}
+	err = s.meanwhile(ctx, conn, func(ctx context.Context) (err error) {
+		if p, leave, err = s.take(ctx, s.claimsOf(to.unit)); err != nil || p == nil {
+			return err
+		}
+		next, err := s.queue(ctx)
+		if err != nil {
+			return err
+		}
+		done := leave
+		leave = func() { next(); done() }
+		return answered(ctx, func(ctx context.Context) error {
+			d, err = s.permit(ctx, to, p)
+			return err
+		})
+	})
+	return p, d, leave, err
+}
+
+// meanwhile tells a client that it has to wait while something is done, of which ctx ends
+// after QueueTimeout, or when the client has gone.
+func (s *Server) meanwhile(ctx context.Context, conn *wire.Conn, do func(ctx context.Context) error) error {
+	if err := limit(ctx, conn, waitTimeout); err != nil {
+		return err
+	}
 	ctx, stop := context.WithTimeoutCause(ctx, s.QueueTimeout, fmt.Errorf("it was not its turn within %v", s.QueueTimeout))
 	defer stop()
 	told := make(chan error, 1)
 	go func() { told <- s.tellToWait(ctx, conn, stop) }()
-	p, done, err := s.take(ctx, s.claimsOf(to.unit))
-	leave = done
-	if err == nil && p != nil {
-		var next func()
-		if next, err = s.queue(ctx); err == nil {
-			leave = func() { next(); done() }
-			d, err = s.answered(ctx, to, p)
-		}
-	}
+	err := do(ctx)
 	stop()
-	return p, d, leave, cmp.Or(<-told, err)
+	return cmp.Or(<-told, err)
 }
 
-// answered is permit, until PID 1 answers: it may not while it starts all units of a boot.
-func (s *Server) answered(ctx context.Context, to *applicant, p *holding) (*delivery, error) {
+// answered does what PID 1 is asked for, until it answers: it may not while it starts all
+// units of a boot.
+func answered(ctx context.Context, do func(ctx context.Context) error) error {
 	for {
-		d, err := s.permit(ctx, to, p)
+		bounded, stop := context.WithTimeout(ctx, grantTimeout)
+		err := do(bounded)
+		stop()
 		if !errors.Is(err, units.ErrManager) {
-			return d, err
+			return err
 		}
 		select {
 		case <-time.After(retryDelay):
 		case <-ctx.Done():
-			return nil, err
+			return err
 		}
 	}
 }

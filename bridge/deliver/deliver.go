@@ -204,22 +204,28 @@ func (d *Deliverer) try(ctx context.Context) (int, error) {
 // apply asks for what is held for the unit and waits until it is its turn. The
 // caller owns the fd.
 func (d *Deliverer) apply(ctx context.Context, conn *wire.Conn) (*wire.Grant, *fd.FD, error) {
-	request := wire.Request{Op: wire.OpDeliver, Invocation: d.Invocation}
-	grant := &wire.Grant{}
-	f, err := ask(ctx, conn, request, grant)
-	for start := time.Now(); err == nil && grant.Wait; {
+	return await(ctx, d, conn, wire.Request{Op: wire.OpDeliver, Invocation: d.Invocation}, func(g *wire.Grant) bool { return g.Wait })
+}
+
+// await is ask, and waits as long as fdbridged says in its answers that it has to.
+func await[T any](ctx context.Context, d *Deliverer, conn *wire.Conn, request wire.Request, waits func(answer *T) bool) (*T, *fd.FD, error) {
+	answer := new(T)
+	f, err := ask(ctx, conn, request, answer)
+	for start := time.Now(); err == nil && waits(answer); {
 		_ = f.Close() // there is none
 		if time.Since(start) > turnTimeout {
-			return nil, nil, fmt.Errorf("others were to be delivered to before it for %v", turnTimeout)
+			return nil, nil, fmt.Errorf("it was not its turn for %v", turnTimeout)
 		}
 		if err := d.extend(); err != nil {
 			return nil, nil, err
 		}
-		d.bound.restart()
-		grant = &wire.Grant{}
-		f, err = answered(ctx, conn, &request, grant)
+		if d.bound != nil {
+			d.bound.restart()
+		}
+		answer = new(T)
+		f, err = answered(ctx, conn, &request, answer)
 	}
-	return grant, f, err
+	return answer, f, err
 }
 
 // settle tells fdbridged that all is in the store: the one that has granted it,

@@ -12,8 +12,9 @@ import (
 	"github.com/fdbridge/fdbridge/internal/fd"
 )
 
-// sessionsTimeout bounds how long Sessions takes of the time that a delivery has.
-const sessionsTimeout = 20 * time.Second
+// sessionsTimeout bounds how long Sessions takes, but for what it waits for the service
+// manager, and again each time that fdbridged says that it waits for that.
+const sessionsTimeout = wire.WaitInterval + 10*time.Second
 
 // Sessions puts the sessions of LUOSession= into the unit's store, in the order of
 // the directive, as systemd 262 does by itself: there they are already, and nothing
@@ -85,8 +86,7 @@ func (d *Deliverer) askSession(ctx context.Context, op, name string) (*wire.Sess
 		if err != nil {
 			return nil, nil, fmt.Errorf("fdbridged cannot be reached: %w", err)
 		}
-		var answer wire.Session
-		f, err := ask(ctx, conn, wire.Request{Op: op, Name: name}, &answer)
+		answer, f, err := await(ctx, d, conn, wire.Request{Op: op, Name: name}, func(a *wire.Session) bool { return a.Wait })
 		_ = conn.Close() // fdbridged has answered, or never will
 		switch {
 		case errors.Is(err, errBroken) && ctx.Err() == nil:
@@ -96,7 +96,7 @@ func (d *Deliverer) askSession(ctx context.Context, op, name string) (*wire.Sess
 		case answer.Error != "":
 			return nil, nil, errors.Join(errors.New(answer.Error), f.Close())
 		default:
-			return &answer, f, nil
+			return answer, f, nil
 		}
 	}
 }

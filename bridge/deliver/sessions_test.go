@@ -52,7 +52,12 @@ func TestSessionsAreStoredInOrderAndWhatCameIsDoneWithLast(t *testing.T) {
 		give(t, wire.Session{}, false), // systemd has made it
 		func(*wire.Conn) {},            // a crash
 		give(t, wire.Session{Error: "no such luck"}, false),
-		give(t, wire.Session{}, true),
+		func(conn *wire.Conn) {
+			if err := conn.Send(wire.Session{Wait: true, Error: "wait"}, nil); err != nil {
+				t.Errorf("send: %v", err)
+			}
+			give(t, wire.Session{}, true)(conn)
+		},
 		give(t, wire.Session{}, false),
 	)}
 	came, err := d.Sessions(t.Context(), []string{"a", "b", "c", "d"})

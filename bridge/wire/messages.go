@@ -158,8 +158,8 @@ type Grant struct {
 	// Clear says that an earlier delivery of this parcel was broken off, and
 	// what it has left in the unit's store is to be removed first.
 	Clear bool `json:"clear,omitempty"`
-	// Wait says that it is the turn of others yet, and another Grant follows
-	// within WaitInterval. Error says so, too, to clients that do not know it.
+	// Wait says that it takes longer, as when it is the turn of others yet, and that
+	// another Grant follows within WaitInterval. Error says so, too, to clients that do not know it.
 	Wait bool `json:"wait,omitempty"`
 }
 
@@ -193,6 +193,8 @@ type Session struct {
 	// Replaces goes with Came: the unit's store has another session of that name,
 	// which is to be taken out before.
 	Replaces bool `json:"replaces,omitempty"`
+	// Wait goes with OpLUOSession and OpDoneSession: it says what it says in a Grant.
+	Wait bool `json:"wait,omitempty"`
 }
 
 // Answer is one packet of the answer to what fdbridgectl or fdbridge-bus asks; one

@@ -14,7 +14,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"sync"
 	"syscall"
 	"time"
 
@@ -117,20 +116,11 @@ func (c *Conn) sendmsg(data, oob []byte) error {
 	return os.NewSyscallError("sendmsg", result)
 }
 
-// packets are what packets are received into. A connection has one when a packet is there
-// only: a thousand may wait for theirs.
-var packets = sync.Pool{New: func() any { return new([MaxPacket]byte) }}
-
 // Receive takes one packet into v and returns the fd beside it, which the
 // caller owns; nil when there is none. It returns io.EOF when the peer has
 // closed the connection, and ErrPacket, with no fd, for a malformed packet.
 func (c *Conn) Receive(v any) (*fd.FD, error) {
-	var data *[MaxPacket]byte
-	defer func() {
-		if data != nil {
-			packets.Put(data)
-		}
-	}()
+	data := make([]byte, MaxPacket)
 	// Room for one fd: the kernel installs no more than fit (scm_max_fds,
 	// net/core/scm.c), so that surplus ones are never this process's to close.
 	// CmsgSpace would round up to room for two.
@@ -138,16 +128,12 @@ func (c *Conn) Receive(v any) (*fd.FD, error) {
 	var n, oobn, flags int
 	var result error
 	err := c.raw.Read(func(raw uintptr) bool {
-		room := packets.Get().(*[MaxPacket]byte)
-		for result = unix.EINTR; errors.Is(result, unix.EINTR); {
-			n, oobn, flags, _, result = unix.Recvmsg(int(raw), room[:], oob, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
+		for {
+			n, oobn, flags, _, result = unix.Recvmsg(int(raw), data, oob, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
+			if !errors.Is(result, unix.EINTR) {
+				return !errors.Is(result, unix.EAGAIN)
+			}
 		}
-		if errors.Is(result, unix.EAGAIN) {
-			packets.Put(room)
-			return false
-		}
-		data = room
-		return true
 	})
 	if err == nil {
 		err = os.NewSyscallError("recvmsg", result)

@@ -16,12 +16,8 @@ import (
 // list answers OpList: all units that have opted in or that fds are held for.
 func (s *Server) list(ctx context.Context, conn *wire.Conn) error {
 	found, err := s.units(ctx)
-	// PID 1 may have taken longer than a client may.
-	if err := limit(ctx, conn, s.RequestTimeout); err != nil {
+	if err := s.outcome(ctx, conn, err); err != nil {
 		return err
-	}
-	if err != nil {
-		return errors.Join(err, conn.Send(wire.Answer{Error: err.Error()}, nil))
 	}
 	for i := range found {
 		if err := conn.Send(wire.Answer{Unit: &found[i]}, nil); err != nil {
@@ -29,6 +25,18 @@ func (s *Server) list(ctx context.Context, conn *wire.Conn) error {
 		}
 	}
 	return conn.Send(wire.Answer{End: true}, nil)
+}
+
+// outcome bounds an answer anew, as PID 1 may have taken longer than a client may, and
+// sends why there is none, which it returns.
+func (s *Server) outcome(ctx context.Context, conn *wire.Conn, failed error) error {
+	if err := limit(ctx, conn, s.RequestTimeout); err != nil {
+		return errors.Join(failed, err)
+	}
+	if failed != nil {
+		return errors.Join(failed, conn.Send(wire.Answer{Error: failed.Error()}, nil))
+	}
+	return nil
 }
 
 func (s *Server) units(ctx context.Context) ([]wire.Unit, error) {

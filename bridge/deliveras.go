@@ -17,12 +17,9 @@ import (
 func (s *Server) deliverAs(ctx context.Context, conn *wire.Conn, request *wire.Request) error {
 	bounded, stop := context.WithTimeout(ctx, grantTimeout)
 	defer stop()
-	assigned, failed := s.assign(bounded, request.Unit, request.As)
-	if err := limit(ctx, conn, s.RequestTimeout); err != nil { // anew, for the answer
-		return errors.Join(failed, err)
-	}
-	if failed != nil {
-		return errors.Join(failed, conn.Send(wire.Answer{Error: failed.Error()}, nil))
+	assigned, err := s.assign(bounded, request.Unit, request.As)
+	if err := s.outcome(ctx, conn, err); err != nil {
+		return err
 	}
 	s.Log.InfoOf(journal.About{Kind: journal.Assigned, Unit: assigned.Unit}, "%s: Its %d fds, which are held, will be delivered to %s: an administrator has decided so (by %s).",
 		assigned.Unit, assigned.Held, assigned.As, peerName(conn))

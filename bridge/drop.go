@@ -4,7 +4,6 @@ package bridge
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -18,12 +17,8 @@ import (
 func (s *Server) drop(ctx context.Context, conn *wire.Conn, unit string) error {
 	bounded, stop := context.WithTimeout(ctx, grantTimeout)
 	defer stop()
-	failed := s.dropUnit(bounded, unit)
-	if err := limit(ctx, conn, s.RequestTimeout); err != nil { // anew, for the answer
-		return errors.Join(failed, err)
-	}
-	if failed != nil {
-		return errors.Join(failed, conn.Send(wire.Answer{Error: failed.Error()}, nil))
+	if err := s.outcome(ctx, conn, s.dropUnit(bounded, unit)); err != nil {
+		return err
 	}
 	return conn.Send(wire.Answer{End: true}, nil)
 }

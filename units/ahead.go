@@ -20,8 +20,8 @@ type Ahead struct {
 	*Reader
 	// Open opens the Duplicator of PID 1.
 	Open func() (*Duplicator, error)
-	// Carried tells of a unit whether Files will be asked for what is in its store.
-	Carried func(unit string) bool
+	// Excluded tells of units for whose stores Files will not be asked.
+	Excluded func(unit string) bool
 
 	mu     sync.Mutex
 	seen   map[string]*sighting // by unit
@@ -32,7 +32,8 @@ type Ahead struct {
 
 // sighting is a store of a service that has stopped, and of which no process was left, as
 // it was in one version. As long as it has that, nothing of the service has run that could
-// change it: it gets no process before its state changes.
+// change it: it gets no process before its state changes, so that its cgroup need not be
+// looked at again.
 type sighting struct {
 	store   *Store
 	version version
@@ -40,8 +41,7 @@ type sighting struct {
 	taken   bool    // by Files
 }
 
-// version is what changes with a store. A service that had no process left gets none
-// before its state changes, so that its cgroup need not be looked at again.
+// version is what changes with a store.
 type version struct {
 	since  uint64 // when its unit's state has changed last, by CLOCK_MONOTONIC in microseconds
 	stored uint32 // how many fds there are in it: PID 1 drops those that hang up, and all when it is cleaned
@@ -70,11 +70,11 @@ func (a *Ahead) Look(ctx context.Context) error {
 		var q questions
 		versions, cgroups := map[*Store]*version{}, map[*Store]*string{}
 		for _, service := range services {
-			old := seen[service.name]
+			old, kept := seen[service.name], service.stopped() && !service.dead()
 			switch {
-			case old != nil && (service.dead() || !service.stopped()):
+			case old != nil && !kept:
 				a.forget(old)
-			case old == nil && !service.dead() && service.stopped():
+			case old == nil && kept:
 				s := &Store{Unit: service.name, Kept: true}
 				versions[s], cgroups[s] = q.version(s), new(string) // before the rest: what changes meanwhile is seen later
 				q.property(s, serviceInterface, "ControlGroup", cgroups[s])
@@ -181,7 +181,10 @@ func (a *Ahead) duplicate(ctx context.Context, found <-chan *sighting) {
 	var err error
 	for s := range found {
 		entries := s.store.Entries
-		if d == nil && ctx.Err() != nil || err != nil || len(entries) == 0 || !entries[0].regular() || !a.Carried(s.store.Unit) {
+		if len(entries) == 0 || slices.ContainsFunc(entries, func(e Entry) bool { return !e.regular() }) || a.Excluded(s.store.Unit) {
+			continue
+		}
+		if d == nil && ctx.Err() != nil || err != nil {
 			continue
 		}
 		if d == nil {

@@ -79,7 +79,7 @@ func halfStopped(t *testing.T) (*changing, *Ahead) {
 	}}
 	a := &Ahead{
 		Reader: reader(t, c.serve), Open: func() (*Duplicator, error) { return OpenDuplicator(os.Getpid()) },
-		Carried: func(unit string) bool { return unit != "excluded.service" },
+		Excluded: func(unit string) bool { return unit == "excluded.service" },
 	}
 	t.Cleanup(a.Close)
 	return c, a

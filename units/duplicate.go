@@ -224,11 +224,11 @@ func (d *Duplicator) only(found *numbers, e *Entry) (*File, error) {
 	return f, err
 }
 
-// certain duplicates the fds of a store if all are regular files, as memfds are, of which
-// the process has one descriptor each; it returns nil otherwise, and then has given out
-// nothing that another store may have.
+// certain duplicates the fds of a store, which are all of regular files, if the process has
+// one descriptor of each; it returns nil otherwise, and then has given out nothing that
+// another store may have.
 func (d *Duplicator) certain(entries []Entry) []*File {
-	if slices.ContainsFunc(entries, func(e Entry) bool { return !e.regular() || !d.single(&e) }) {
+	if slices.ContainsFunc(entries, func(e Entry) bool { return !d.single(&e) }) {
 		return nil
 	}
 	files, _ := d.Dup(entries)

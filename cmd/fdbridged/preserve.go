@@ -220,9 +220,8 @@ func newUpdate(socket *notify.Socket, log *journal.Log) (*update, error) {
 	}
 	u := &update{rules: &config.Rules{}, socket: socket, log: log}
 	u.stores = &units.Ahead{
-		Reader:  &units.Reader{Socket: units.PrivateSocket},
-		Open:    func() (*units.Duplicator, error) { return units.OpenDuplicator(1) },
-		Carried: func(unit string) bool { return unit != bridge.OwnUnit && !u.rules.Excluded(unit) },
+		Reader: &units.Reader{Socket: units.PrivateSocket},
+		Open:   func() (*units.Duplicator, error) { return units.OpenDuplicator(1) },
 	}
 	u.stores.Known = u.known
 	u.preserver = &bridge.Preserver{
@@ -247,6 +246,7 @@ func (u *update) reload() {
 		u.log.Warning("%v", problem)
 	}
 	*u.rules = *found
+	u.stores.Excluded = found.Excluded
 	u.preserver.Excluded, u.preserver.Required, u.preserver.Early = found.Excluded, found.Required, found.Early
 	u.preserver.Partly = !found.AnyRequired()
 }

@@ -54,7 +54,7 @@ func preparedAhead() scenario {
 		b.until("systemctl show -P ActiveState %s | grep -q inactive", preserve)
 		const ended = "systemctl show -P InactiveEnterTimestampMonotonic fdbridge-rollback.service"
 		before := b.sh(ended)
-		b.sh("rm -r /etc/fdbridge/fdbridge.conf.d; fdbridgectl prepare; systemctl kill --signal=KILL %s", preserve)
+		b.sh("rm -r /etc/fdbridge/fdbridge.conf.d; fdbridgectl prepare; systemctl kill --signal=KILL --kill-whom=main %s", preserve)
 		b.until("systemctl -q is-failed %s", preserve)
 		b.until(`test "$(%s)" != "%s" && systemctl show -P ActiveState fdbridge-rollback.service | grep -q inactive`, ended, before)
 		if state := b.sh("systemctl is-active %s default.target", unit); state != "active\nactive" {

@@ -71,7 +71,7 @@ func TestServicesHaveSessionsOfTheirOwn(t *testing.T) {
 		"luo":      {nobody, "passed second is new", "passed first is new"},
 	})
 	// fdbridged and the services crash; the sessions are where they were.
-	b.sh("systemctl kill -s KILL fdbridged.service; systemctl restart vm.service luo.service")
+	b.sh("systemctl kill --signal=KILL --kill-whom=main fdbridged.service; systemctl restart vm.service luo.service")
 	b.find("after a restart", map[string][]string{
 		"vm":  {nobody, "guest none, is open", "vfio/0~x none, is open"},
 		"luo": {nobody, "passed second has it", "passed first has it"},

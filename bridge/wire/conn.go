@@ -5,7 +5,9 @@
 //
 // A peer is known by its pidfd, which the kernel gives and which cannot be
 // reused, and by nothing that it says. What the packets mean to a unit's
-// sessions is decided in package bridge, not here.
+// sessions is decided in package bridge, not here. Who speaks this protocol in
+// another language believes the end of a connection when it has been read twice:
+// see Receive.
 package wire
 
 import (
@@ -118,25 +120,20 @@ func (c *Conn) sendmsg(data, oob []byte) error {
 
 // Receive takes one packet into v and returns the fd beside it, which the
 // caller owns; nil when there is none. It returns io.EOF when the peer has
-// closed the connection, and ErrPacket, with no fd, for a malformed packet.
+// closed the connection, and ErrPacket, with no fd, for a malformed packet. An empty
+// packet is passed over, or taken for the end.
 func (c *Conn) Receive(v any) (*fd.FD, error) {
 	data := make([]byte, MaxPacket)
 	// Room for one fd: the kernel installs no more than fit (scm_max_fds,
 	// net/core/scm.c), so that surplus ones are never this process's to close.
 	// CmsgSpace would round up to room for two.
 	oob := make([]byte, unix.CmsgLen(4))
-	var n, oobn, flags int
-	var result error
-	err := c.raw.Read(func(raw uintptr) bool {
-		for {
-			n, oobn, flags, _, result = unix.Recvmsg(int(raw), data, oob, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
-			if !errors.Is(result, unix.EINTR) {
-				return !errors.Is(result, unix.EAGAIN)
-			}
-		}
-	})
-	if err == nil {
-		err = os.NewSyscallError("recvmsg", result)
+	n, oobn, flags, err := c.recvmsg(data, oob)
+	if err == nil && n == 0 && oobn == 0 {
+		// The kernel looks for a packet first, and then whether the peer has hung up: one
+		// that was sent in between, before the peer did so, is there the second time
+		// (__unix_dgram_recvmsg in net/unix/af_unix.c, Linux 7.2).
+		n, oobn, flags, err = c.recvmsg(data, oob)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("receive a packet: %w", err)
@@ -158,6 +155,22 @@ func (c *Conn) Receive(v any) (*fd.FD, error) {
 		return nil, fmt.Errorf("receive a packet: %w", err)
 	}
 	return f, nil
+}
+
+func (c *Conn) recvmsg(data, oob []byte) (n, oobn, flags int, err error) {
+	var result error
+	err = c.raw.Read(func(raw uintptr) bool {
+		for {
+			n, oobn, flags, _, result = unix.Recvmsg(int(raw), data, oob, unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
+			if !errors.Is(result, unix.EINTR) {
+				return !errors.Is(result, unix.EAGAIN)
+			}
+		}
+	})
+	if err == nil {
+		err = os.NewSyscallError("recvmsg", result)
+	}
+	return n, oobn, flags, err
 }
 
 // carried returns the fd of a control message, nil when there is none.

@@ -161,6 +161,26 @@ func TestReceiveEndsWithThePeer(t *testing.T) {
 	}
 }
 
+// The kernel can say that the connection has ended when it has not, see Receive: that
+// looks as an empty packet does.
+func TestThePeerHasHungUpWhenTheKernelSaysSoTwice(t *testing.T) {
+	server, client := rawPair(t)
+	defer client.Close()
+	for _, packet := range []string{"", `{"unit":"a.service"}`} {
+		if err := unix.Send(server, []byte(packet), unix.MSG_EOR); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_ = unix.Close(server)
+	var grant wire.Grant
+	if _, err := client.Receive(&grant); err != nil || grant.Unit != "a.service" {
+		t.Errorf("Receive of what was sent before the peer closed: %+v, %v", grant, err)
+	}
+	if _, err := client.Receive(&grant); !errors.Is(err, io.EOF) {
+		t.Errorf("Receive of what was not sent: %v, want EOF", err)
+	}
+}
+
 func TestEveryWaitEndsAtTheDeadline(t *testing.T) {
 	client, _ := pair(t)
 	if err := client.SetDeadline(time.Now()); err != nil {

@@ -5,10 +5,13 @@ package bridge_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
+
+	"github.com/fdbridge/fdbridge/units"
 )
 
 // What was duplicated ahead is carried as it is in the end, and is not looked for in
@@ -41,6 +44,47 @@ func TestWhatWasDuplicatedAheadIsCarriedAsItIs(t *testing.T) {
 	}
 	if diff := cmp.Diff(want, w.contents("a.service")); diff != "" {
 		t.Errorf("the store (-want +got):\n%s", diff)
+	}
+}
+
+// What was preserved before it is known that a store has changed is not carried, nor what
+// was prepared then.
+func TestWhatHasChangedSinceItWasSeenIsPreservedAnew(t *testing.T) {
+	for _, prepared := range []bool{false, true} {
+		w := newWorld(t)
+		w.add("a.service", "yes")
+		w.put("a.service", "x", "old")
+		seen, err := w.store("a.service")
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := w.preserver()
+		p.Partly = true // which is no reason to carry it
+		if prepared {
+			if _, err := p.Prepare(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		w.look("a.service")
+		w.stale = []*units.Store{&seen}
+		w.empty("a.service")
+		w.put("a.service", "y", "new")
+		want := w.contents("a.service")
+		preserved, err := p.Run(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.kexec(preserved)
+		_, socket, _ := w.serve()
+		if _, err := w.deliver(socket, "a.service"); err != nil {
+			t.Error(err)
+		}
+		if diff := cmp.Diff(want, w.contents("a.service")); diff != "" {
+			t.Errorf("prepared: %v; the store (-want +got):\n%s", prepared, diff)
+		}
+		if !strings.Contains(w.logged(), "a.service: the store has changed") {
+			t.Errorf("prepared: %v; logged: %s", prepared, w.logged())
+		}
 	}
 }
 

@@ -209,7 +209,7 @@ func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) 
 
 // captureEnded looks at what was captured, when err is why that is not all.
 func (p *Preserver) captureEnded(found *stores, packer *packer, err error) error {
-	if err != nil && !p.Partly || found.blind != nil {
+	if err != nil && (!p.Partly || errors.Is(err, units.ErrStale)) || found.blind != nil {
 		return err
 	}
 	slices.SortFunc(found.parcels, func(a, b *parcel) int { return strings.Compare(a.unit, b.unit) })

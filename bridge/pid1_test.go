@@ -52,6 +52,9 @@ type manager struct {
 	changed func()
 	// ahead are the files that were duplicated ahead, by unit.
 	ahead map[string][]*units.File
+	// stale are stores as they were seen ahead, told of once before it is said that they
+	// have changed.
+	stale []*units.Store
 	// identities counts the questions for who a unit is.
 	identities int
 	// looks counts those about a service that wants a session.
@@ -124,6 +127,13 @@ func (m *manager) passed(name string) []notify.Passed {
 }
 
 func (m *manager) EachStore(ctx context.Context, each func(s *units.Store)) error {
+	if stale := m.stale; stale != nil {
+		m.stale = nil
+		for _, s := range stale {
+			each(s)
+		}
+		return fmt.Errorf("%s: %w", stale[0].Unit, units.ErrStale)
+	}
 	stores, err := m.Stores(ctx)
 	for i := range stores {
 		each(&stores[i])

@@ -36,7 +36,8 @@ const deviceTimeout = 10 * time.Second
 // takes it some 3 ms on an emulated processor, and does nothing else meanwhile.
 const emptyTimeout = 40 * time.Second
 
-// Stores is what a Preserver asks PID 1; units.Ahead does it.
+// Stores is what a Preserver asks PID 1; units.Ahead does it, and says with its ErrStale
+// that all is to be preserved anew.
 type Stores interface {
 	EachStore(ctx context.Context, each func(s *units.Store)) error
 	Files(s *units.Store) []*units.File
@@ -142,8 +143,8 @@ func (p *Preserver) Run(ctx context.Context) (_ *Preserved, err error) {
 		packer = newPacker(&Preserved{})
 	}
 	index, err := p.fill(ctx, packer)
-	if errors.Is(err, errPrepared) {
-		p.Log.Warning("What was prepared is preserved anew: %v", err)
+	if errors.Is(err, errPrepared) || errors.Is(err, units.ErrStale) {
+		p.Log.Warning("What was preserved so far is preserved anew: %v", err)
 		err = packer.done.Close()
 		packer = newPacker(&Preserved{})
 		if err == nil {

@@ -63,10 +63,10 @@ func (a *Ahead) Look(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		seen, err := a.still(ctx, asker)
-		if err != nil {
+		if err := a.still(ctx, asker); err != nil {
 			return err
 		}
+		seen := a.sightings()
 		var q questions
 		versions, cgroups := map[*Store]*version{}, map[*Store]*string{}
 		for _, service := range services {
@@ -94,15 +94,25 @@ func (a *Ahead) Look(ctx context.Context) error {
 	})
 }
 
-// EachStore is that of Reader, but that those stores come first that are as they were seen,
-// before PID 1 lists its services. Each call has its own Files.
+// ErrStale says that a store which EachStore has told of is not as it was seen ahead, or
+// that this cannot be said. Nothing that it has told is to be relied upon; the next
+// EachStore reads all.
+var ErrStale = errors.New("the store has changed after it was seen")
+
+// EachStore is that of Reader, but that those stores come first whose files are
+// duplicated, as they were seen and before PID 1 is asked for anything: that each is so
+// still is known when there is no error. Without an answer of PID 1, which is ErrManager, it
+// is not. Each call has its own Files.
 func (a *Ahead) EachStore(ctx context.Context, each func(s *Store)) error {
-	return a.connected(ctx, func(ctx context.Context, asker asker) error {
-		seen, err := a.still(ctx, asker)
-		if err != nil {
+	foretold := a.foretold()
+	for _, s := range foretold {
+		each(s.store)
+	}
+	err := a.connected(ctx, func(ctx context.Context, asker asker) error {
+		if err := a.still(ctx, asker); err != nil {
 			return err
 		}
-		same, err := a.same(ctx, asker, seen, each)
+		same, err := a.same(ctx, asker, foretold, each)
 		if err != nil {
 			return err
 		}
@@ -113,12 +123,28 @@ func (a *Ahead) EachStore(ctx context.Context, each func(s *Store)) error {
 		rest := slices.DeleteFunc(services, func(s loaded) bool { return same[s.name] })
 		return a.tell(ctx, asker, rest, each)
 	})
+	if errors.Is(err, ErrStale) {
+		a.Close()
+	}
+	return err
 }
 
-// same tells of the stores that are as they were seen, and forgets the others. A store
-// whose files are not duplicated comes when it is known of all whether they have changed: a
-// Duplicator that is opened then leaves what it has to leave, and nothing else.
-func (a *Ahead) same(ctx context.Context, asker asker, seen map[string]*sighting, each func(s *Store)) (same map[string]bool, err error) {
+// foretold returns the sightings whose files are duplicated, by their units' names, and
+// forgets those whose files were taken.
+func (a *Ahead) foretold() map[string]*sighting {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	maps.DeleteFunc(a.seen, func(_ string, s *sighting) bool { return s.taken })
+	found := maps.Clone(a.seen)
+	maps.DeleteFunc(found, func(_ string, s *sighting) bool { return s.files == nil })
+	return found
+}
+
+// same looks whether the stores are as they were seen, and forgets those that are not,
+// unless they were foretold, which is ErrStale. It tells of the others when it is known of
+// all: a Duplicator that is opened then leaves what it has to leave, and nothing else.
+func (a *Ahead) same(ctx context.Context, asker asker, foretold map[string]*sighting, each func(s *Store)) (same map[string]bool, err error) {
+	seen := a.sightings()
 	same = map[string]bool{}
 	var q questions
 	versions := map[*Store]*version{}
@@ -126,50 +152,48 @@ func (a *Ahead) same(ctx context.Context, asker asker, seen map[string]*sighting
 		s := &Store{Unit: unit}
 		versions[s] = q.version(s)
 	}
-	var later []*Store
 	err = q.ask(ctx, asker, func(s *Store) {
 		old := seen[s.Unit]
-		if q.failed[s] || *versions[s] != old.version {
+		if same[s.Unit] = !q.failed[s] && *versions[s] == old.version; !same[s.Unit] {
 			a.forget(old)
-			return
-		}
-		same[s.Unit] = true
-		switch {
-		case old.files != nil:
-			each(old.store)
-		case len(old.store.Entries) > 0:
-			later = append(later, old.store)
 		}
 	})
 	if errors.Is(err, ErrManager) {
 		return nil, err
 	}
-	for _, s := range later {
-		each(s)
+	for unit := range foretold {
+		if !same[unit] {
+			return nil, errors.Join(fmt.Errorf("%s: %w", unit, ErrStale), err)
+		}
+	}
+	for _, unit := range slices.Sorted(maps.Keys(seen)) {
+		if old := seen[unit]; same[unit] && foretold[unit] == nil && len(old.store.Entries) > 0 {
+			each(old.store)
+		}
 	}
 	return same, nil // of what could not be told the stores are read again
 }
 
-// still returns the sightings, by their services' names, and forgets those whose files
-// were taken. It forgets all when PID 1 has loaded its units anew: that turns stores round,
-// its fds may have other numbers, and units another User=.
-func (a *Ahead) still(ctx context.Context, asker asker) (map[string]*sighting, error) {
+// sightings returns the sightings, by their units' names.
+func (a *Ahead) sightings() map[string]*sighting {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return maps.Clone(a.seen)
+}
+
+// still forgets all sightings when PID 1 has loaded its units anew: that turns stores
+// round, its fds may have other numbers, and units another User=.
+func (a *Ahead) still(ctx context.Context, asker asker) error {
 	var loaded uint64
 	calls := []bulk.Call{getProperty(managerPath, managerInterface, "UnitsLoadTimestampMonotonic", func(b *bulk.Reader) { readValue(b, &loaded) })}
 	if err := asker.calls(ctx, calls, nil); err != nil {
-		return nil, fmt.Errorf("read when the units were loaded: %w", err)
+		return fmt.Errorf("read when the units were loaded: %w", err)
 	}
-	unknown := calls[0].Err != nil // then all is read in the end
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for unit, s := range a.seen {
-		if s.taken || unknown || loaded != a.loaded {
-			s.close()
-			delete(a.seen, unit)
-		}
+	if unknown := calls[0].Err != nil; unknown || loaded != a.loaded {
+		a.Close() // if it is not known, all is read in the end
 	}
 	a.loaded = loaded
-	return maps.Clone(a.seen), nil
+	return nil
 }
 
 // duplicate duplicates what is in the stores that come, and does not begin when ctx has

@@ -360,15 +360,67 @@ func TestAFileOfTwoStoresIsNotDuplicatedAhead(t *testing.T) {
 // What has changed since is not what was duplicated.
 func TestFilesOfAChangedStoreAreNotGiven(t *testing.T) {
 	f, other := memfd(t), memfd(t)
-	for name, changed := range map[string]fakeUnit{
-		"stopped anew": stoppedService(2, dump(t, other)...), "runs": service("yes", 8, dump(t, other)...),
+	for name, change := range map[string]func(c *changing){
+		"stopped anew": func(c *changing) {
+			c.change("a.service", func(u *fakeUnit) { *u = stoppedService(2, dump(t, other)...) })
+		},
+		"runs": func(c *changing) {
+			c.change("a.service", func(u *fakeUnit) { *u = service("yes", 8, dump(t, other)...) })
+		},
+		"gone": func(c *changing) {
+			c.change("a.service", func(u *fakeUnit) { *u = fakeUnit{load: "not-found"} })
+		},
+		"reloaded": func(c *changing) {
+			c.change(managerItself, func(u *fakeUnit) {
+				u.properties = map[string]any{managerInterface + ".UnitsLoadTimestampMonotonic": uint64(2)}
+			})
+			c.change("a.service", func(u *fakeUnit) { u.load = "not-found" })
+		},
 	} {
 		c, a := holding(t, map[string][]*fd.FD{"a.service": {f}})
 		a.look(t)
-		c.change("a.service", func(u *fakeUnit) { *u = changed })
+		change(c)
+		a.stale(t)
 		if files := a.filesOf(t); len(files) > 0 {
 			t.Errorf("%s: given: %v", name, files)
 		}
+	}
+}
+
+// stale expects that what was told of a.service first is found out to have changed.
+func (a *Ahead) stale(t *testing.T) {
+	t.Helper()
+	var told []string
+	err := a.EachStore(t.Context(), func(s *Store) { told = append(told, s.Unit) })
+	if !errors.Is(err, ErrStale) || !slices.Equal(told, []string{"a.service"}) {
+		t.Errorf("told of %v: %v", told, err)
+	}
+}
+
+// Then it is not known whether it is so still.
+func TestWhatIsDuplicatedIsToldWhenPID1DoesNotAnswer(t *testing.T) {
+	_, a := holding(t, map[string][]*fd.FD{"a.service": {memfd(t)}})
+	a.look(t)
+	a.Socket = bulktest.Serve(t, func(p *bulktest.Peer) { p.Call() }) // and hangs up
+	var told []string
+	err := a.EachStore(t.Context(), func(s *Store) { told = append(told, s.Unit) })
+	if !errors.Is(err, ErrManager) || !slices.Equal(told, []string{"a.service"}) {
+		t.Errorf("told of %v: %v", told, err)
+	}
+}
+
+// As long as PID 1 has not answered there is something to do already.
+func TestWhatIsDuplicatedIsToldBeforePID1IsAsked(t *testing.T) {
+	c, a := holding(t, map[string][]*fd.FD{"a.service": {memfd(t)}, "b.service": {}})
+	a.look(t)
+	c.mu.Lock()
+	err := a.EachStore(t.Context(), func(s *Store) {
+		if s.Unit == "a.service" {
+			c.mu.Unlock() // or it would not answer
+		}
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }
 
@@ -421,6 +473,7 @@ func TestWhatIsNotGivenAheadCanBeDuplicated(t *testing.T) {
 		}
 		if change != nil {
 			c.change("a.service", func(u *fakeUnit) { *u = change(f) })
+			a.stale(t)
 		}
 		if files := a.filesOf(t); len(files) > 0 {
 			t.Errorf("%s: given: %v", name, files)

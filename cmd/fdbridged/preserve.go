@@ -80,8 +80,8 @@ func (u *update) await(ctx context.Context) error {
 	shutdown := units.Shutdown{
 		Reader: u.stores.Reader, Root: units.CgroupRoot,
 		Meanwhile: func(ctx context.Context) { // what this does not find out is asked when all have stopped
-			_ = u.stores.Look(ctx)
 			_, _ = u.stores.Carries(ctx)
+			_ = u.stores.Look(ctx)
 		},
 	}
 	alive := func() error { return u.socket.ExtendTimeout(stopTimeout) }
@@ -207,6 +207,7 @@ func (u *update) preserve(ctx context.Context) (*bridge.Preserved, error) {
 	defer stop()
 	preserved, err := u.preserver.Run(limited)
 	if err != nil && u.preserver.Partly {
+		u.stores.Close() // what was seen may be why
 		u.preserver.GiveUp(ctx, err)
 		return &bridge.Preserved{}, nil
 	}

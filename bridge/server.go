@@ -148,9 +148,7 @@ func (s *Server) serve(ctx context.Context, conn *wire.Conn) error {
 	if err := limit(ctx, conn, s.RequestTimeout); err != nil {
 		return err
 	}
-	var request wire.Request
-	stray, err := conn.Receive(&request)
-	_ = stray.Close() // no request has an fd with it
+	request, err := receive(conn)
 	if errors.Is(err, io.EOF) {
 		return nil
 	}
@@ -159,9 +157,9 @@ func (s *Server) serve(ctx context.Context, conn *wire.Conn) error {
 	}
 	switch request.Op {
 	case wire.OpDeliver:
-		return s.deliver(ctx, conn, &request)
+		return s.deliver(ctx, conn, request)
 	case wire.OpDelivered:
-		return s.delivered(ctx, conn, &request)
+		return s.delivered(ctx, conn, request)
 	case wire.OpList:
 		return s.list(ctx, conn)
 	case wire.OpStatus:
@@ -173,14 +171,26 @@ func (s *Server) serve(ctx context.Context, conn *wire.Conn) error {
 	case wire.OpDrop:
 		return s.drop(ctx, conn, request.Unit)
 	case wire.OpDeliverAs:
-		return s.deliverAs(ctx, conn, &request)
+		return s.deliverAs(ctx, conn, request)
 	case wire.OpWatch:
 		return s.watch(ctx, conn)
 	case wire.OpLUOSession, wire.OpDoneSession:
-		return s.ownSession(ctx, conn, &request)
+		return s.ownSession(ctx, conn, request)
 	}
 	err = fmt.Errorf("there is no operation %.32q", request.Op)
 	return errors.Join(err, conn.Send(wire.Answer{Error: err.Error()}, nil))
+}
+
+// receive takes a request. It has a goroutine of its own, as the stack that reading takes
+// would be kept as long as the client has to wait.
+func receive(conn *wire.Conn) (*wire.Request, error) {
+	request, read := &wire.Request{}, make(chan error, 1)
+	go func() {
+		stray, err := conn.Receive(request)
+		_ = stray.Close() // no request has an fd with it
+		read <- err
+	}()
+	return request, <-read
 }
 
 // limit bounds what is sent and received from now on, and by stopTimeout when

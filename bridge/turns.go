@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/fdbridge/fdbridge/bridge/wire"
@@ -81,11 +82,9 @@ func (s *Server) meanwhile(ctx context.Context, conn *wire.Conn, do func(ctx con
 	}
 	ctx, stop := context.WithTimeoutCause(ctx, s.QueueTimeout, fmt.Errorf("it was not its turn within %v", s.QueueTimeout))
 	defer stop()
-	told := make(chan error, 1)
-	go func() { told <- s.tellToWait(ctx, conn, stop) }()
+	told := s.tellToWait(conn, stop)
 	err := do(ctx)
-	stop()
-	return cmp.Or(<-told, err)
+	return cmp.Or(told(), err)
 }
 
 // answered does what PID 1 is asked for, until it answers: it may not while it starts all
@@ -145,20 +144,32 @@ func (s *Server) queue(ctx context.Context) (next func(), err error) {
 	}
 }
 
-// tellToWait tells a client that it has to wait until ctx ends, and calls gone
-// when that cannot be told, because the client does not wait any more.
-func (s *Server) tellToWait(ctx context.Context, conn *wire.Conn, gone func()) error {
-	ticker := time.NewTicker(s.WaitInterval)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-ticker.C:
+// tellToWait tells a client again and again that it has to wait, until told is called,
+// and calls gone when that cannot be told, because the client does not wait any more, which
+// told returns. No goroutine waits for the time: there may be thousands of clients.
+func (s *Server) tellToWait(conn *wire.Conn, gone func()) (told func() error) {
+	var mu sync.Mutex
+	var timer *time.Timer // nil at the end
+	var failed error
+	mu.Lock()
+	defer mu.Unlock()
+	timer = time.AfterFunc(s.WaitInterval, func() {
+		mu.Lock()
+		defer mu.Unlock()
+		if timer == nil {
+			return
 		}
-		if err := conn.Send(wire.Grant{Wait: true, Error: "it is the turn of others yet"}, nil); err != nil {
+		if failed = conn.Send(wire.Grant{Wait: true, Error: "it is the turn of others yet"}, nil); failed != nil {
 			gone()
-			return err
+			return
 		}
+		timer.Reset(s.WaitInterval)
+	})
+	return func() error {
+		mu.Lock()
+		defer mu.Unlock()
+		timer.Stop()
+		timer = nil
+		return failed
 	}
 }

@@ -62,8 +62,13 @@ type held struct {
 	token uint64
 }
 
+// usual is for how many files a packer has room from the beginning: making more takes a
+// while when services are away, and this room takes little memory.
+const usual = 4096
+
 func newPacker(done *Preserved) *packer {
-	return &packer{done: done, names: map[string]bool{}, claims: map[inode]*claim{}, early: map[string]*room{}}
+	done.files = slices.Grow(done.files, usual)
+	return &packer{done: done, names: map[string]bool{}, claims: make(map[inode]*claim, usual), early: map[string]*room{}}
 }
 
 // create creates a session; the caller has k.mu once work has begun.
@@ -124,12 +129,13 @@ func (k *packer) again() {
 // claim finds out whether an item is the first of its file, and which open file
 // of it the item is.
 func (k *packer) claim(it *item) (first bool, err error) {
+	fresh := &claim{opens: []*fd.FD{it.file}}
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.done.files = append(k.done.files, it.file)
 	c := k.claims[it.inode]
 	if c == nil {
-		it.shared = &claim{opens: []*fd.FD{it.file}}
+		it.shared = fresh
 		if it.inode != (inode{}) {
 			k.claims[it.inode] = it.shared
 		}

@@ -258,21 +258,22 @@ func (r *reader) number() (uint64, error) {
 func appendObject(b []byte, o object) []byte {
 	b = append(b, '{')
 	first := len(b)
-	member := func(name string) {
+	comma := func() {
 		if len(b) > first {
 			b = append(b, ',')
 		}
-		b = append(appendString(b, name), ':')
 	}
 	for _, f := range o.fields() {
 		if f.omit {
 			continue
 		}
-		member(f.name)
+		comma()
+		b = append(append(append(b, '"'), f.name...), '"', ':') // no name of ours has what means more
 		b = f.value.append(b)
 	}
 	for _, m := range *o.unknown() {
-		member(m.Name)
+		comma()
+		b = append(appendString(b, m.Name), ':')
 		b = append(b, m.Value...)
 	}
 	return append(b, '}')
@@ -281,18 +282,11 @@ func appendObject(b []byte, o object) []byte {
 // appendString appends s as a JSON string. Like encoding/json it puts U+FFFD in
 // the place of bytes that are not UTF-8.
 func appendString(b []byte, s string) []byte {
-	start := len(b)
-	b = append(b, '"')
 	for i := range len(s) {
-		switch c := s[i]; {
-		case c < ' ' || c >= 0x7f:
+		if c := s[i]; c < ' ' || c >= 0x7f || c == '"' || c == '\\' {
 			quoted, _ := json.Marshal(s) // a string cannot fail
-			return append(b[:start], quoted...)
-		case c == '"' || c == '\\':
-			b = append(b, '\\', c)
-		default:
-			b = append(b, c)
+			return append(b, quoted...)
 		}
 	}
-	return append(b, '"')
+	return append(append(append(b, '"'), s...), '"')
 }

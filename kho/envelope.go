@@ -29,6 +29,9 @@ var (
 // a damaged session can make a reader allocate.
 const MaxManifest = 16 << 20
 
+// usual is the size in bytes up to which a manifest is written without making more room.
+const usual = 4 << 10
+
 // formatVersion is the version of both formats.
 const formatVersion = 1
 
@@ -63,7 +66,7 @@ func encode(d document, format string) ([]byte, error) {
 	if err := d.validate(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrFormat, err)
 	}
-	data := append(appendObject(nil, &envelope{d, format, formatVersion}), '\n')
+	data := append(appendObject(make([]byte, 0, usual), &envelope{d, format, formatVersion}), '\n')
 	return data, checkSize(int64(len(data)))
 }
 

@@ -5,6 +5,7 @@ package bridge_test
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -52,39 +53,68 @@ func TestWhatWasDuplicatedAheadIsCarriedAsItIs(t *testing.T) {
 func TestWhatHasChangedSinceItWasSeenIsPreservedAnew(t *testing.T) {
 	for _, prepared := range []bool{false, true} {
 		w := newWorld(t)
-		w.add("a.service", "yes")
-		w.put("a.service", "x", "old")
-		seen, err := w.store("a.service")
+		w.add("early.service", "yes")
+		w.put("early.service", "x", "old")
+		seen, err := w.store("early.service")
 		if err != nil {
 			t.Fatal(err)
 		}
 		p := w.preserver()
 		p.Partly = true // which is no reason to carry it
 		if prepared {
-			if _, err := p.Prepare(t.Context()); err != nil {
-				t.Fatal(err)
+			if prepared, err := p.Prepare(t.Context()); prepared.FDs != 1 || err != nil {
+				t.Fatalf("prepared: %+v, %v", prepared, err)
 			}
 		}
-		w.look("a.service")
+		w.look("early.service")
 		w.stale = []*units.Store{&seen}
-		w.empty("a.service")
-		w.put("a.service", "y", "new")
-		want := w.contents("a.service")
+		w.empty("early.service")
+		w.put("early.service", "y", "new")
+		want := w.contents("early.service")
 		preserved, err := p.Run(t.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
 		w.kexec(preserved)
 		_, socket, _ := w.serve()
-		if _, err := w.deliver(socket, "a.service"); err != nil {
+		if _, err := w.deliver(socket, "early.service"); err != nil {
 			t.Error(err)
 		}
-		if diff := cmp.Diff(want, w.contents("a.service")); diff != "" {
+		if diff := cmp.Diff(want, w.contents("early.service")); diff != "" {
 			t.Errorf("prepared: %v; the store (-want +got):\n%s", prepared, diff)
 		}
-		if !strings.Contains(w.logged(), "a.service: the store has changed") {
+		if !strings.Contains(w.logged(), "early.service: the store has changed") {
 			t.Errorf("prepared: %v; logged: %s", prepared, w.logged())
 		}
+	}
+}
+
+// When PID 1 does not say whether a store is as it was seen, that is carried, but not
+// taken from PID 1, which may have more.
+func TestWhatMayHaveChangedSinceItWasSeenIsCarriedAndLeft(t *testing.T) {
+	for _, err := range []error{nil, units.ErrUnsure} {
+		w := newWorld(t)
+		w.carries = true
+		w.add("a.service", "yes")
+		w.put("a.service", "x", "X")
+		w.look("a.service")
+		w.unsure = err
+		p := w.preserver()
+		p.Partly = true
+		preserved, failed := p.Run(t.Context())
+		if failed != nil {
+			t.Fatal(failed)
+		}
+		if n := preserved.Index.Units[0].Entries; n != 1 {
+			t.Errorf("%v: %d fds are carried", err, n)
+		}
+		if left := !slices.Contains(w.emptied, "a.service"); left != (err != nil) {
+			t.Errorf("%v: emptied: %v", err, w.emptied)
+		}
+		if told := strings.Contains(w.logged(), units.ErrUnsure.Error()); told != (err != nil) {
+			t.Errorf("%v: logged: %s", err, w.logged())
+		}
+		_ = preserved.Close()
 	}
 }
 

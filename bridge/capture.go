@@ -119,15 +119,16 @@ type stores struct {
 	looked     Duplicator // what they have returned
 	open       *Sessions
 	blind      error
-	// shared says that PID 1 carries what it finds in stores, too.
-	shared bool
+	// shared says that PID 1 carries what it finds in stores, too, and unsure that what it
+	// finds there may be newer than what was captured.
+	shared, unsure bool
 }
 
 // finished returns the units in whose stores PID 1 is to find nothing any more:
 // those with nothing left, and fdbridged's.
 func (s *stores) finished() (units []string) {
 	for _, p := range s.parcels {
-		if p.nothingLeft() {
+		if p.nothingLeft() && !s.unsure {
 			units = append(units, p.unit)
 		}
 	}
@@ -166,7 +167,7 @@ func (s *stores) openers(duplicator func() (Duplicator, error), kernel session.K
 }
 
 // carry captures and packs the stores of all opted-in units, each as soon as
-// PID 1 has told of it and as many at a time as there are processors. The
+// it is told of and as many at a time as there are processors. The
 // parcels are in the order of their units' names. The caller closes what it
 // returns, which is nothing with an error.
 func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) {
@@ -220,6 +221,7 @@ func (p *Preserver) captureEnded(found *stores, packer *packer, err error) error
 	if err != nil { // the others go on
 		p.Log.Err("Not every fd store can be read, what is in the others will be lost: %v", err)
 	}
+	found.unsure = errors.Is(err, units.ErrUnsure)
 	return nil
 }
 

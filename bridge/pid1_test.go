@@ -55,6 +55,8 @@ type manager struct {
 	// stale are stores as they were seen ahead, told of once before it is said that they
 	// have changed.
 	stale []*units.Store
+	// unsure is what it answers with about all stores, of which it tells nevertheless.
+	unsure error
 	// identities counts the questions for who a unit is.
 	identities int
 	// looks counts those about a service that wants a session.
@@ -138,7 +140,7 @@ func (m *manager) EachStore(ctx context.Context, each func(s *units.Store)) erro
 	for i := range stores {
 		each(&stores[i])
 	}
-	return err
+	return errors.Join(err, m.unsure)
 }
 
 func (m *manager) Files(s *units.Store) []*units.File {

@@ -72,14 +72,17 @@ func (a *Ahead) Look(ctx context.Context) error {
 		for _, service := range services {
 			old, kept := seen[service.name], service.stopped() && !service.dead()
 			switch {
-			case old != nil && !kept:
-				a.forget(old)
+			case old != nil && kept:
+				delete(seen, service.name)
 			case old == nil && kept:
 				s := &Store{Unit: service.name, Kept: true}
 				versions[s], cgroups[s] = q.version(s), new(string) // before the rest: what changes meanwhile is seen later
 				q.property(s, serviceInterface, "ControlGroup", cgroups[s])
 				q.all(s, a.Known)
 			}
+		}
+		for _, old := range seen { // they are not what they were any more
+			a.forget(old)
 		}
 		found := make(chan *sighting, len(versions))
 		var work sync.WaitGroup
@@ -94,20 +97,27 @@ func (a *Ahead) Look(ctx context.Context) error {
 	})
 }
 
-// ErrStale says that a store which EachStore has told of is not as it was seen ahead, or
-// that this cannot be said. Nothing that it has told is to be relied upon; the next
-// EachStore reads all.
-var ErrStale = errors.New("the store has changed after it was seen")
+// What EachStore has told of before it was known whether it is so still.
+var (
+	// ErrStale says that a store is not as it was seen ahead, or that PID 1 cannot say it.
+	// Nothing that EachStore has told is to be relied upon; the next one reads what has
+	// changed.
+	ErrStale = errors.New("the store has changed after it was seen")
+	// ErrUnsure says that PID 1 has not said of all of them that they are, and of none that
+	// it is not.
+	ErrUnsure = errors.New("it is not known whether the stores that were seen are still as they were")
+)
 
 // EachStore is that of Reader, but that those stores come first whose files are
-// duplicated, as they were seen and before PID 1 is asked for anything: that each is so
-// still is known when there is no error. Without an answer of PID 1, which is ErrManager, it
-// is not. Each call has its own Files.
+// duplicated, as they were seen and before PID 1 is asked for anything. That each is so
+// still is known when there is no error, or one that is neither ErrStale nor ErrUnsure. Each
+// call has its own Files.
 func (a *Ahead) EachStore(ctx context.Context, each func(s *Store)) error {
 	foretold := a.foretold()
 	for _, s := range foretold {
 		each(s.store)
 	}
+	sure := len(foretold) == 0
 	err := a.connected(ctx, func(ctx context.Context, asker asker) error {
 		if err := a.still(ctx, asker); err != nil {
 			return err
@@ -116,6 +126,7 @@ func (a *Ahead) EachStore(ctx context.Context, each func(s *Store)) error {
 		if err != nil {
 			return err
 		}
+		sure = true
 		services, err := asker.services(ctx, []string{"*.service"})
 		if err != nil {
 			return err
@@ -123,27 +134,30 @@ func (a *Ahead) EachStore(ctx context.Context, each func(s *Store)) error {
 		rest := slices.DeleteFunc(services, func(s loaded) bool { return same[s.name] })
 		return a.tell(ctx, asker, rest, each)
 	})
-	if errors.Is(err, ErrStale) {
-		a.Close()
+	if !sure && errors.Is(err, ErrManager) && !errors.Is(err, ErrStale) {
+		err = fmt.Errorf("%w: %w", ErrUnsure, err)
 	}
 	return err
 }
 
-// foretold returns the sightings whose files are duplicated, by their units' names, and
-// forgets those whose files were taken.
-func (a *Ahead) foretold() map[string]*sighting {
+// foretold returns the sightings whose files are duplicated, in the order of their units'
+// names, and forgets those whose files were taken.
+func (a *Ahead) foretold() (found []*sighting) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	maps.DeleteFunc(a.seen, func(_ string, s *sighting) bool { return s.taken })
-	found := maps.Clone(a.seen)
-	maps.DeleteFunc(found, func(_ string, s *sighting) bool { return s.files == nil })
+	for _, unit := range slices.Sorted(maps.Keys(a.seen)) {
+		if s := a.seen[unit]; s.files != nil {
+			found = append(found, s)
+		}
+	}
 	return found
 }
 
-// same looks whether the stores are as they were seen, and forgets those that are not,
-// unless they were foretold, which is ErrStale. It tells of the others when it is known of
-// all: a Duplicator that is opened then leaves what it has to leave, and nothing else.
-func (a *Ahead) same(ctx context.Context, asker asker, foretold map[string]*sighting, each func(s *Store)) (same map[string]bool, err error) {
+// same looks whether the stores are as they were seen, and forgets those that are not;
+// that is ErrStale if any was foretold. It tells of the others when it is known of all: a
+// Duplicator that is opened then leaves what it has to leave, and nothing else.
+func (a *Ahead) same(ctx context.Context, asker asker, foretold []*sighting, each func(s *Store)) (same map[string]bool, err error) {
 	seen := a.sightings()
 	same = map[string]bool{}
 	var q questions
@@ -158,16 +172,19 @@ func (a *Ahead) same(ctx context.Context, asker asker, foretold map[string]*sigh
 			a.forget(old)
 		}
 	})
-	if errors.Is(err, ErrManager) {
-		return nil, err
-	}
-	for unit := range foretold {
-		if !same[unit] {
-			return nil, errors.Join(fmt.Errorf("%s: %w", unit, ErrStale), err)
+	now := a.sightings()
+	var stale error
+	for _, s := range foretold {
+		if unit := s.store.Unit; now[unit] != s && stale == nil {
+			stale = fmt.Errorf("%s: %w", unit, ErrStale)
 		}
+		delete(now, s.store.Unit)
 	}
-	for _, unit := range slices.Sorted(maps.Keys(seen)) {
-		if old := seen[unit]; same[unit] && foretold[unit] == nil && len(old.store.Entries) > 0 {
+	if stale != nil || errors.Is(err, ErrManager) {
+		return nil, errors.Join(stale, err)
+	}
+	for _, unit := range slices.Sorted(maps.Keys(now)) {
+		if old := now[unit]; len(old.store.Entries) > 0 {
 			each(old.store)
 		}
 	}
@@ -192,6 +209,8 @@ func (a *Ahead) still(ctx context.Context, asker asker) error {
 	if unknown := calls[0].Err != nil; unknown || loaded != a.loaded {
 		a.Close() // if it is not known, all is read in the end
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.loaded = loaded
 	return nil
 }

@@ -364,6 +364,9 @@ func TestFilesOfAChangedStoreAreNotGiven(t *testing.T) {
 		"stopped anew": func(c *changing) {
 			c.change("a.service", func(u *fakeUnit) { *u = stoppedService(2, dump(t, other)...) })
 		},
+		"more in it": func(c *changing) {
+			c.change("a.service", func(u *fakeUnit) { *u = stoppedService(1, dump(t, other, f)...) })
+		},
 		"runs": func(c *changing) {
 			c.change("a.service", func(u *fakeUnit) { *u = service("yes", 8, dump(t, other)...) })
 		},
@@ -377,23 +380,60 @@ func TestFilesOfAChangedStoreAreNotGiven(t *testing.T) {
 			c.change("a.service", func(u *fakeUnit) { u.load = "not-found" })
 		},
 	} {
-		c, a := holding(t, map[string][]*fd.FD{"a.service": {f}})
-		a.look(t)
-		change(c)
-		a.stale(t)
-		if files := a.filesOf(t); len(files) > 0 {
-			t.Errorf("%s: given: %v", name, files)
+		for _, take := range []bool{false, true} {
+			c, a := holding(t, map[string][]*fd.FD{"a.service": {f}})
+			a.look(t)
+			change(c)
+			a.stale(t, take)
+			if files := a.filesOf(t); len(files) > 0 {
+				t.Errorf("%s: given: %v", name, files)
+			}
 		}
 	}
 }
 
-// stale expects that what was told of a.service first is found out to have changed.
-func (a *Ahead) stale(t *testing.T) {
+// stale expects that what was told of a.service first is found out to have changed, whether
+// its files were taken or not.
+func (a *Ahead) stale(t *testing.T, take bool) {
 	t.Helper()
 	var told []string
-	err := a.EachStore(t.Context(), func(s *Store) { told = append(told, s.Unit) })
+	err := a.EachStore(t.Context(), func(s *Store) {
+		told = append(told, s.Unit)
+		if take {
+			for _, f := range a.Files(s) {
+				_ = f.FD.Close()
+			}
+		}
+	})
 	if !errors.Is(err, ErrStale) || !slices.Equal(told, []string{"a.service"}) {
 		t.Errorf("told of %v: %v", told, err)
+	}
+}
+
+// What is known to have changed is so even if PID 1 does not say of the others.
+func TestAChangeIsKnownThoughPID1HangsUp(t *testing.T) {
+	c, a := holding(t, map[string][]*fd.FD{"a.service": {memfd(t)}, "b.service": {memfd(t)}})
+	a.look(t)
+	c.change("a.service", func(u *fakeUnit) { u.properties[unitInterface+".StateChangeTimestampMonotonic"] = uint64(2) })
+	a.Socket = bulktest.Serve(t, func(p *bulktest.Peer) {
+		p.Send(c.units.answer(p.Call()))
+		for _, call := range p.Calls(4)[:2] {
+			p.Send(c.units.answer(call))
+		}
+	})
+	if err := a.EachStore(t.Context(), func(*Store) {}); !errors.Is(err, ErrStale) || !errors.Is(err, ErrManager) {
+		t.Errorf("EachStore: %v", err)
+	}
+}
+
+// A service that is not there any more may come back, and be another.
+func TestWhatIsGoneIsForgotten(t *testing.T) {
+	c, a := halfStopped(t)
+	a.look(t)
+	c.change("a.service", func(u *fakeUnit) { u.load = "not-found" })
+	a.look(t)
+	if a.sees("a.service") || !a.sees("b.service") {
+		t.Errorf("sees a: %v, b: %v", a.sees("a.service"), a.sees("b.service"))
 	}
 }
 
@@ -404,7 +444,7 @@ func TestWhatIsDuplicatedIsToldWhenPID1DoesNotAnswer(t *testing.T) {
 	a.Socket = bulktest.Serve(t, func(p *bulktest.Peer) { p.Call() }) // and hangs up
 	var told []string
 	err := a.EachStore(t.Context(), func(s *Store) { told = append(told, s.Unit) })
-	if !errors.Is(err, ErrManager) || !slices.Equal(told, []string{"a.service"}) {
+	if !errors.Is(err, ErrManager) || !errors.Is(err, ErrUnsure) || !slices.Equal(told, []string{"a.service"}) {
 		t.Errorf("told of %v: %v", told, err)
 	}
 }
@@ -473,7 +513,7 @@ func TestWhatIsNotGivenAheadCanBeDuplicated(t *testing.T) {
 		}
 		if change != nil {
 			c.change("a.service", func(u *fakeUnit) { *u = change(f) })
-			a.stale(t)
+			a.stale(t, true)
 		}
 		if files := a.filesOf(t); len(files) > 0 {
 			t.Errorf("%s: given: %v", name, files)

@@ -49,6 +49,10 @@ static int ask(const char *op, const char *name)
 	if (send(conn, packet, (size_t)n, MSG_NOSIGNAL) != n)
 		fail("send");
 	ssize_t got = recvmsg(conn, &message, MSG_CMSG_CLOEXEC);
+	if (got == 0) { // an end is believed when it has been read twice: an answer may have come with it
+		message.msg_controllen = sizeof(control);
+		got = recvmsg(conn, &message, MSG_CMSG_CLOEXEC);
+	}
 	if (got <= 0 || message.msg_flags & (MSG_TRUNC | MSG_CTRUNC))
 		fail("recvmsg"); // fdbridged may have been restarted: ask again
 	packet[got] = '\0';

@@ -119,9 +119,22 @@ type stores struct {
 	looked     Duplicator // what they have returned
 	open       *Sessions
 	blind      error
-	// shared says that PID 1 carries what it finds in stores, too, and unsure that what it
-	// finds there may be newer than what was captured.
-	shared, unsure bool
+	// shared says that PID 1 carries what it finds in stores, too, others that it may find
+	// something in those that are not captured, and unsure that what it finds in those that
+	// are may be newer.
+	shared, others, unsure bool
+}
+
+// nothingLeft tells whether there is nothing in any store that PID 1 could carry, when the
+// manifests are written.
+func (s *stores) nothingLeft() bool {
+	return !s.others && !slices.ContainsFunc(s.parcels, func(p *parcel) bool { return !p.nothingLeft() })
+}
+
+// carriable tells whether PID 1 may be able to carry an entry: what the kernel takes grows
+// from version to version, but for these.
+func carriable(e units.Entry) bool {
+	return !slices.Contains([]string{"socket", "pipe", "inotify"}, e.Type())
 }
 
 // finished returns the units in whose stores PID 1 is to find nothing any more:
@@ -184,11 +197,16 @@ func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) 
 			found.own = store
 			queue <- func() { _, _ = found.duplicator() } // it will be needed
 		}
-		if !store.OptedIn() || p.Excluded(store.Unit) {
+		if !store.OptedIn() || store.Unit == OwnUnit || store.Unit == PreserveUnit {
+			return
+		}
+		if p.Excluded(store.Unit) {
+			found.others = found.others || slices.ContainsFunc(store.Entries, carriable)
 			return
 		}
 		made, entries := p.captured(store, packer, found.shared)
 		if len(made.items) == 0 {
+			found.others = found.others || made.left
 			return
 		}
 		found.parcels = append(found.parcels, made)
@@ -221,7 +239,7 @@ func (p *Preserver) captureEnded(found *stores, packer *packer, err error) error
 	if err != nil { // the others go on
 		p.Log.Err("Not every fd store can be read, what is in the others will be lost: %v", err)
 	}
-	found.unsure = errors.Is(err, units.ErrUnsure)
+	found.others, found.unsure = found.others || err != nil, errors.Is(err, units.ErrUnsure)
 	return nil
 }
 

@@ -75,6 +75,64 @@ func TestAPID1ThatCarriesStoresFindsNothingOfWhatIsCarried(t *testing.T) {
 	w.check(map[string][]string{"sessions.service": {"m=sessions.service@16", "session=@0"}})
 }
 
+// busy tells whether PID 1 would find the device busy.
+func (w *world) busy() bool {
+	w.t.Helper()
+	device, err := session.Open(w.kernel, session.Path)
+	if err == nil {
+		err = device.Close()
+	} else if errors.Is(err, session.ErrBusy) {
+		return true
+	}
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return false
+}
+
+// Emptying takes PID 1 long, and it is not needed where it has nothing to carry.
+func TestAPID1WithNothingToCarryIsKeptFromTheDevice(t *testing.T) {
+	for name, test := range map[string]struct {
+		more func(w *world)
+		busy bool
+	}{
+		"all is carried":               {func(w *world) {}, true},
+		"but what the kernel refuses":  {func(w *world) { w.putPipe("a.service", "p") }, true},
+		"others have what is refused":  {func(w *world) { w.putPipe("excluded.service", "p") }, true},
+		"others have memfds":           {func(w *world) { w.put("excluded.service", "m", "M") }, false},
+		"a session beside a file":      {func(w *world) { w.put("a.service", ownSession, "") }, false},
+		"a session alone":              {func(w *world) { w.add("b.service", "yes"); w.put("b.service", ownSession, "") }, false},
+		"a store that cannot be read":  {func(w *world) { w.unsure = errors.New("unreadable") }, false},
+		"a store that always changes":  {func(w *world) { w.changed = func() { w.empty("a.service"); w.put("a.service", "x", "X") } }, false},
+		"PID 1 carries nothing at all": {func(w *world) { w.carries = false }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.carries = true
+			w.add("a.service", "yes")
+			w.add("excluded.service", "yes")
+			w.put("a.service", "x", "X")
+			test.more(w)
+			before := w.stored()
+			p := w.preserver()
+			p.Partly = true
+			preserved, err := p.Run(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if w.busy() != test.busy {
+				t.Errorf("busy: %v", w.busy())
+			}
+			if test.busy && !cmp.Equal(before, w.stored()) {
+				t.Errorf("stored before: %v, and after: %v", before, w.stored())
+			}
+			if err := preserved.Close(); err != nil || w.busy() {
+				t.Errorf("closed: %v, busy: %v", err, w.busy())
+			}
+		})
+	}
+}
+
 func TestAPID1ThatCarriesNothingKeepsTheStores(t *testing.T) {
 	w := crowded(t)
 	before := w.stored()

@@ -72,8 +72,8 @@ type Preserver struct {
 	Rescue Keeper
 	// Record puts the index where it survives a power cut: see RecordFile.
 	Record func(index *kho.Index) error
-	// Sealed is called when all is preserved, before stores are emptied, from which there
-	// is no way back.
+	// Sealed is called when all is preserved, before stores are emptied if they are, from
+	// which there is no way back.
 	Sealed func()
 	Origin kho.Origin
 	Log    *journal.Log
@@ -98,14 +98,19 @@ type Preserved struct {
 	Index    *kho.Index
 	sessions []*session.Session
 	files    []*fd.FD // those that are in the sessions, open for comparison
-	// finished are the units whose stores PID 1 is not to carry, too, and
-	// rescued the names in this process's own; none where it does not.
+	// device is open where PID 1 would carry stores, too, and there is nothing for it to
+	// carry: it finds it busy then. Otherwise finished are the units whose stores it is not
+	// to carry, and rescued the names in this process's own; none where it carries nothing.
+	device            *session.Device
 	finished, rescued []string
 }
 
 // Close closes the sessions, which takes everything in them out again.
 func (p *Preserved) Close() error {
 	var failed []error
+	if p.device != nil {
+		failed = append(failed, p.device.Close())
+	}
 	for _, s := range p.sessions {
 		failed = append(failed, s.Close())
 	}
@@ -173,6 +178,10 @@ func (p *Preserver) Run(ctx context.Context) (_ *Preserved, err error) {
 	}
 	p.Log.Info("%s", done.Summary())
 	p.Sealed()
+	if done.device != nil {
+		p.Log.Info("Nothing is left for the service manager to carry, which will find %s busy.", p.Device)
+		return done, nil
+	}
 	p.empty(ctx, done)
 	return done, nil
 }
@@ -264,8 +273,8 @@ func (p *Preserver) giveUpHeld(own *units.Store) error {
 }
 
 // fill puts all that there is to carry into sessions, and returns that of the
-// index, which is still empty. It has the device open meanwhile: all services
-// have stopped, and nobody else wants it before the kexec.
+// index, which is still empty. It has the device open meanwhile, or up to the kexec: all
+// services have stopped, and nobody else wants it but a PID 1 that carries stores.
 func (p *Preserver) fill(ctx context.Context, packer *packer) (index *session.Session, err error) {
 	done := packer.done
 	done.Index = &kho.Index{Origin: p.Origin}
@@ -275,7 +284,11 @@ func (p *Preserver) fill(ctx context.Context, packer *packer) (index *session.Se
 	if err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, packer.device.Close()) }()
+	defer func() {
+		if done.device == nil {
+			err = errors.Join(err, packer.device.Close())
+		}
+	}()
 	index, err = packer.create(kho.IndexSession)
 	if err != nil {
 		return nil, err
@@ -320,7 +333,11 @@ func (p *Preserver) fill(ctx context.Context, packer *packer) (index *session.Se
 	}
 	done.Index.Units = slices.Concat(done.Index.Units, list, lost)
 	done.Index.Services = services
-	if found.shared {
+	switch {
+	case err != nil || !found.shared || len(done.Index.Units) == 0 && found.own == nil:
+	case found.nothingLeft():
+		done.device = packer.device
+	default:
 		done.finished, done.rescued = found.finished(), rescued
 	}
 	return index, err

@@ -37,6 +37,25 @@ func TestKernelUpdateWithSystemd262(t *testing.T) {
 	b.off()
 }
 
+// TestSystemd262IsKeptFromTheDevice has nothing that systemd could carry: stores are not
+// emptied for it then, but fdbridge has the device.
+func TestSystemd262IsKeptFromTheDevice(t *testing.T) {
+	b := boot(t, images.sid)
+	b.units(map[string]string{"a.service": service(optIn, "a,memfd,4096,1", "b,memfd,8192,2", "p,pipe")})
+	truth := b.restarted("a.service")
+	truth["a.service"] = slices.DeleteFunc(truth["a.service"], func(f found) bool { return f.Name == "p" })
+	before := len(b.m.Console())
+	b.kexec()
+	b.same(truth)
+	b.onlyRefusedLost()
+	b.console(before, "fdbridge: Nothing is left for the service manager to carry")
+	b.console(before, "systemd-shutdown", "Failed to open /dev/liveupdate: Device or resource busy")
+	if strings.Contains(b.m.Console(), "Failed to preserve LUO fd") {
+		b.Error("systemd has tried to carry what fdbridge carries")
+	}
+	b.off()
+}
+
 // complaints checks what systemd says of stores at the end: fdbridge has left it
 // only units that have sessions, of which it can do nothing with a memfd, and
 // what is systemd's own.

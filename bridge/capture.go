@@ -204,6 +204,8 @@ func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) 
 			found.others = found.others || slices.ContainsFunc(store.Entries, carriable)
 			return
 		}
+		// What runs on can store more up to the kexec.
+		found.others = found.others || !store.Kept
 		made, entries := p.captured(store, packer, found.shared)
 		if len(made.items) == 0 {
 			found.others = found.others || made.left
@@ -239,7 +241,9 @@ func (p *Preserver) captureEnded(found *stores, packer *packer, err error) error
 	if err != nil { // the others go on
 		p.Log.Err("Not every fd store can be read, what is in the others will be lost: %v", err)
 	}
-	found.others, found.unsure = found.others || err != nil, errors.Is(err, units.ErrUnsure)
+	left := func(p *parcel) bool { return p.left } // some more may have been found when it was captured
+	found.others = found.others || err != nil || slices.ContainsFunc(found.parcels, left)
+	found.unsure = errors.Is(err, units.ErrUnsure)
 	return nil
 }
 

@@ -96,14 +96,18 @@ func TestAPID1WithNothingToCarryIsKeptFromTheDevice(t *testing.T) {
 		more func(w *world)
 		busy bool
 	}{
-		"all is carried":               {func(w *world) {}, true},
-		"but what the kernel refuses":  {func(w *world) { w.putPipe("a.service", "p") }, true},
-		"others have what is refused":  {func(w *world) { w.putPipe("excluded.service", "p") }, true},
-		"others have memfds":           {func(w *world) { w.put("excluded.service", "m", "M") }, false},
-		"a session beside a file":      {func(w *world) { w.put("a.service", ownSession, "") }, false},
-		"a session alone":              {func(w *world) { w.add("b.service", "yes"); w.put("b.service", ownSession, "") }, false},
-		"a store that cannot be read":  {func(w *world) { w.unsure = errors.New("unreadable") }, false},
-		"a store that always changes":  {func(w *world) { w.changed = func() { w.empty("a.service"); w.put("a.service", "x", "X") } }, false},
+		"all is carried":              {func(w *world) {}, true},
+		"but what the kernel refuses": {func(w *world) { w.putPipe("a.service", "p") }, true},
+		"others have what is refused": {func(w *world) { w.putPipe("excluded.service", "p") }, true},
+		"others have memfds":          {func(w *world) { w.put("excluded.service", "m", "M") }, false},
+		"a session beside a file":     {func(w *world) { w.put("a.service", ownSession, "") }, false},
+		"a session alone":             {func(w *world) { w.add("b.service", "yes"); w.put("b.service", ownSession, "") }, false},
+		"a store that cannot be read": {func(w *world) { w.unsure = errors.New("unreadable") }, false},
+		"a store that always changes": {func(w *world) { w.changed = func() { w.empty("a.service"); w.put("a.service", "x", "X") } }, false},
+		"a session alone in the end": {func(w *world) {
+			w.changed = func() { w.empty("a.service"); w.put("a.service", ownSession, "") }
+		}, false},
+		"a service that runs on":       {func(w *world) { w.running = "a.service" }, false},
 		"PID 1 carries nothing at all": {func(w *world) { w.carries = false }, false},
 	} {
 		t.Run(name, func(t *testing.T) {

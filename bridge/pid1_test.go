@@ -57,6 +57,8 @@ type manager struct {
 	stale []*units.Store
 	// unsure is what it answers with about all stores, of which it tells nevertheless.
 	unsure error
+	// running is the unit that runs when all others have stopped, if any.
+	running string
 	// identities counts the questions for who a unit is.
 	identities int
 	// looks counts those about a service that wants a session.
@@ -180,6 +182,7 @@ func (m *manager) Stores(context.Context) ([]units.Store, error) {
 		if err != nil {
 			return nil, err
 		}
+		store.Kept = u.preserve == "yes" && name != m.running
 		list = append(list, store)
 	}
 	slices.SortFunc(list, func(a, b units.Store) int { return -1 + 2*b2i(a.Unit > b.Unit) })

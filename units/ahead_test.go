@@ -66,6 +66,23 @@ func stoppedService(since uint64, entries ...dumped) fakeUnit {
 	return u
 }
 
+// gone makes a unit one that PID 1 knows by its name alone.
+func gone(u *fakeUnit) { u.load, u.state = "not-found", [2]string{"inactive", "dead"} }
+
+// A unit file that was taken away, or is wrong by now, takes no store with it.
+func TestTheStoreOfAUnitThatCannotBeLoadedIsTold(t *testing.T) {
+	for _, ahead := range []bool{true, false} {
+		c, a := halfStopped(t)
+		c.change("a.service", func(u *fakeUnit) { u.load = "bad-setting" })
+		if ahead {
+			a.look(t)
+		}
+		if stores := a.stores(t); len(stores) != 3 || stores[0].Unit != "a.service" {
+			t.Errorf("seen ahead: %v; stores: %+v", ahead, stores)
+		}
+	}
+}
+
 // halfStopped is a machine on which some services have stopped.
 func halfStopped(t *testing.T) (*changing, *Ahead) {
 	t.Helper()
@@ -150,7 +167,7 @@ func TestWhatChangesAfterItWasSeenIsAskedForAgain(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c, a := halfStopped(t)
 			for _, other := range []string{"b.service", "running.service"} {
-				c.change(other, func(u *fakeUnit) { u.load = "not-found" })
+				c.change(other, gone)
 			}
 			a.look(t)
 			c.change("a.service", change.change)
@@ -264,7 +281,7 @@ func holding(t *testing.T, stores map[string][]*fd.FD) (*changing, *Ahead) {
 	t.Helper()
 	c, a := halfStopped(t)
 	for unit := range c.units {
-		c.change(unit, func(u *fakeUnit) { u.load = "not-found" })
+		c.change(unit, gone)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -377,7 +394,7 @@ func TestFilesOfAChangedStoreAreNotGiven(t *testing.T) {
 			c.change(managerItself, func(u *fakeUnit) {
 				u.properties = map[string]any{managerInterface + ".UnitsLoadTimestampMonotonic": uint64(2)}
 			})
-			c.change("a.service", func(u *fakeUnit) { u.load = "not-found" })
+			c.change("a.service", gone)
 		},
 	} {
 		for _, take := range []bool{false, true} {
@@ -430,7 +447,7 @@ func TestAChangeIsKnownThoughPID1HangsUp(t *testing.T) {
 func TestWhatIsGoneIsForgotten(t *testing.T) {
 	c, a := halfStopped(t)
 	a.look(t)
-	c.change("a.service", func(u *fakeUnit) { u.load = "not-found" })
+	c.change("a.service", gone)
 	a.look(t)
 	if a.sees("a.service") || !a.sees("b.service") {
 		t.Errorf("sees a: %v, b: %v", a.sees("a.service"), a.sees("b.service"))

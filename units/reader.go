@@ -166,7 +166,7 @@ func (r *Reader) OptedIn(ctx context.Context, units []string) ([]Store, error) {
 	return stores, err
 }
 
-// loaded is a service that is loaded, and its state.
+// loaded is a service that PID 1 knows and may have a store, and its state.
 type loaded struct{ name, active, sub string }
 
 // stopped tells whether nothing of the service runs.
@@ -196,7 +196,8 @@ func (a asker) services(ctx context.Context, patterns []string) ([]loaded, error
 				b.Uint32() // job: id, type, path
 				b.Text()
 				b.Text()
-				if load == "loaded" {
+				// One whose file cannot be loaded any more may have its store all the same.
+				if load == "loaded" || s.stopped() && !s.dead() {
 					list = append(list, s)
 				}
 			})

@@ -105,6 +105,8 @@ func TestAPID1WithNothingToCarryIsKeptFromTheDevice(t *testing.T) {
 		"a store that cannot be read": {func(w *world) { w.unsure = errors.New("unreadable") }, false},
 		"a store that always changes": {func(w *world) { w.changed = func() { w.empty("a.service"); w.put("a.service", "x", "X") } }, false},
 		"a session alone in the end": {func(w *world) {
+			w.add("b.service", "yes")
+			w.put("b.service", "y", "Y")
 			w.changed = func() { w.empty("a.service"); w.put("a.service", ownSession, "") }
 		}, false},
 		"a service that runs on":       {func(w *world) { w.running = "a.service" }, false},

@@ -204,11 +204,9 @@ func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) 
 			found.others = found.others || slices.ContainsFunc(store.Entries, carriable)
 			return
 		}
-		// What runs on can store more up to the kexec.
-		found.others = found.others || !store.Kept
 		made, entries := p.captured(store, packer, found.shared)
+		found.others = found.others || made.left || !store.Kept // what runs on can store more up to the kexec
 		if len(made.items) == 0 {
-			found.others = found.others || made.left
 			return
 		}
 		found.parcels = append(found.parcels, made)

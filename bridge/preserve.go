@@ -180,9 +180,9 @@ func (p *Preserver) Run(ctx context.Context) (_ *Preserved, err error) {
 	p.Sealed()
 	if done.device != nil {
 		p.Log.Info("Nothing is left for the service manager to carry, which will find %s busy.", p.Device)
-		return done, nil
+	} else {
+		p.empty(ctx, done)
 	}
-	p.empty(ctx, done)
 	return done, nil
 }
 
@@ -298,12 +298,19 @@ func (p *Preserver) fill(ctx context.Context, packer *packer) (index *session.Se
 		return nil, err
 	}
 	defer found.close()
+	return index, p.complete(found, packer)
+}
+
+// complete adds to what was found in the stores what fdbridged holds, and the index, and
+// notes how PID 1 is kept from what is carried.
+func (p *Preserver) complete(found *stores, packer *packer) error {
+	done := packer.done
 	services, lost, err := p.services(found, done)
 	if err == nil {
 		err = p.require(lost)
 	}
 	if err != nil {
-		return nil, err
+		return err
 	}
 	var held []*parcel
 	var rescued []string
@@ -313,16 +320,16 @@ func (p *Preserver) fill(ctx context.Context, packer *packer) (index *session.Se
 			held, rescued, err = p.takeHeld(found.own, d)
 		}
 		if err != nil {
-			return nil, err
+			return err
 		}
 		packer.again()
 	}
 	if done.Index.Units, err = packer.finish(found.parcels); err != nil {
-		return nil, err
+		return err
 	}
 	if err := p.require(done.Index.Units); err != nil {
 		closeAll(held)
-		return nil, err
+		return err
 	}
 	for _, parcel := range held {
 		packer.pack(parcel)
@@ -331,16 +338,19 @@ func (p *Preserver) fill(ctx context.Context, packer *packer) (index *session.Se
 	if err == nil {
 		err = p.require(list)
 	}
+	if err != nil {
+		return err
+	}
 	done.Index.Units = slices.Concat(done.Index.Units, list, lost)
 	done.Index.Services = services
 	switch {
-	case err != nil || !found.shared || len(done.Index.Units) == 0 && found.own == nil:
+	case !found.shared || len(done.Index.Units) == 0 && found.own == nil: // it carries nothing of it
 	case found.nothingLeft():
 		done.device = packer.device
 	default:
 		done.finished, done.rescued = found.finished(), rescued
 	}
-	return index, err
+	return nil
 }
 
 // require fails when something is lost that may not be.

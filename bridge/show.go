@@ -20,12 +20,12 @@ import (
 // show answers OpShow: what a unit has stored, and what is held for it.
 func (s *Server) show(ctx context.Context, conn *wire.Conn, unit string) error {
 	stored, err := s.stored(ctx, unit)
-	// PID 1 may have taken longer than a client may.
-	if err := limit(ctx, conn, s.RequestTimeout); err != nil {
-		return err
-	}
+	var silent error // other errors leave something to show
 	if errors.Is(err, units.ErrManager) {
-		return errors.Join(err, conn.Send(wire.Answer{Error: err.Error()}, nil))
+		silent = err
+	}
+	if err := s.outcome(ctx, conn, silent); err != nil {
+		return err
 	}
 	held, problems := s.Holder.entries(unit)
 	for _, err := range []error{err, s.Holder.state(unit)} {

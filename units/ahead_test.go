@@ -347,11 +347,11 @@ func TestFilesAreDuplicatedAhead(t *testing.T) {
 func TestOnlyWhatIsCertainIsDuplicatedAhead(t *testing.T) {
 	twice := memfd(t)
 	again := own2(t, twice)
-	event, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
-	gone := memfd(t)
+	raw, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	event, gone := own(t, raw, err), memfd(t)
 	_, a := holding(t, map[string][]*fd.FD{
-		"twice.service": {again, memfd(t)}, "event.service": {own(t, event, err), memfd(t)}, "gone.service": {memfd(t), gone},
-		"excluded.service": {memfd(t)}, "with-event.service": {memfd(t), own(t, event, err)},
+		"twice.service": {again, memfd(t)}, "event.service": {event, memfd(t)}, "gone.service": {memfd(t), gone},
+		"excluded.service": {memfd(t)}, "with-event.service": {memfd(t), event},
 	})
 	if err := gone.Close(); err != nil {
 		t.Fatal(err)

@@ -16,6 +16,8 @@ var tracking atomic.Pointer[tracker]
 type tracker struct {
 	mu   sync.Mutex
 	open map[int]stack
+	// forgotten are those that were closed as garbage, and whose numbers others have now.
+	forgotten []stack
 }
 
 // stack is the innermost callers of New, as runtime.Callers gives them, which
@@ -41,18 +43,21 @@ func (s stack) String() string {
 // they were opened. It is for tests: see package fdtest.
 func Track() { tracking.Store(&tracker{open: map[int]stack{}}) }
 
-// Open returns the descriptors that are owned at present with the stack that
-// took ownership of each; nil without Track.
-func Open() map[int]string {
+// Open returns the stacks that took ownership of the descriptors that are owned at
+// present, or were closed as garbage; nil without Track.
+func Open() []string {
 	t := tracking.Load()
 	if t == nil {
 		return nil
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	open := make(map[int]string, len(t.open))
-	for raw, s := range t.open {
-		open[raw] = s.String()
+	open := make([]string, 0, len(t.open)+len(t.forgotten))
+	for _, s := range t.open {
+		open = append(open, s.String())
+	}
+	for _, s := range t.forgotten {
+		open = append(open, s.String())
 	}
 	return open
 }
@@ -62,6 +67,9 @@ func trackOpen(raw int) {
 		var s stack
 		s.n = runtime.Callers(3, s.pcs[:]) // without Callers, trackOpen and New
 		t.mu.Lock()
+		if old, open := t.open[raw]; open { // no owner has closed it
+			t.forgotten = append(t.forgotten, old)
+		}
 		t.open[raw] = s
 		t.mu.Unlock()
 	}

@@ -12,12 +12,12 @@ import (
 )
 
 // Main runs the tests and fails them when a descriptor is still owned at the
-// end, naming the stack that opened it. Call it from TestMain.
+// end, or was forgotten by its owner, naming the stack that opened it. Call it from TestMain.
 func Main(m *testing.M) {
 	fd.Track()
 	code := m.Run()
-	for raw, stack := range fd.Open() {
-		fmt.Fprintf(os.Stderr, "descriptor %d was not closed; it was opened here:\n%s\n", raw, stack)
+	for _, stack := range fd.Open() {
+		fmt.Fprintf(os.Stderr, "a descriptor was not closed by its owner; it was opened here:\n%s\n", stack)
 		code = 1
 	}
 	os.Exit(code)

@@ -5,6 +5,8 @@ package bridge_test
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -12,6 +14,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/fdbridge/fdbridge/kho"
+	"github.com/fdbridge/fdbridge/session"
 	"github.com/fdbridge/fdbridge/units"
 )
 
@@ -46,6 +50,97 @@ func TestWhatWasDuplicatedAheadIsCarriedAsItIs(t *testing.T) {
 	if diff := cmp.Diff(want, w.contents("a.service")); diff != "" {
 		t.Errorf("the store (-want +got):\n%s", diff)
 	}
+}
+
+// manifests counts the manifests that are open.
+func manifests(t *testing.T) (n int) {
+	t.Helper()
+	list, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range list {
+		link, _ := os.Readlink(filepath.Join("/proc/self/fd", e.Name()))
+		if strings.HasPrefix(link, "/memfd:fdbridge.manifest") {
+			n++
+		}
+	}
+	return n
+}
+
+// A manifest that was written ahead is carried if it says what is carried, and one that is
+// written anew otherwise.
+func TestWhatWasDraftedIsCarriedIfItIsTrue(t *testing.T) {
+	for name, test := range map[string]struct {
+		then    func(t *testing.T, w *world)
+		written int // at the end; -1 when that depends on which unit comes first
+	}{
+		"nothing changes": {func(*testing.T, *world) {}, 0},
+		"a file grows": {func(t *testing.T, w *world) {
+			if err := w.file("b.service", "y").Do(func(raw int) error { return unix.Ftruncate(raw, 100) }); err != nil {
+				t.Fatal(err)
+			}
+		}, 1},
+		"another unit has a file, too": {func(_ *testing.T, w *world) {
+			w.add("a.service", "yes")
+			w.lend("b.service", "y", "a.service", "z", -1)
+		}, -1},
+		"the unit is another":                  {func(_ *testing.T, w *world) { w.units["b.service"].identity.User = "somebody" }, 1},
+		"the kernel takes less into a session": {func(_ *testing.T, w *world) { w.kernel.MaxFiles = 2 }, 1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.add("b.service", "yes")
+			w.put("b.service", "x", "X")
+			w.put("b.service", "y", "Y")
+			p := w.preserver()
+			p.Draft(w.look("b.service"))
+			test.then(t, w)
+			written := 0
+			w.kernel.Fail = func(request uint, name string, token uint64) error {
+				if request == session.ReqPreserveFD && token == kho.ManifestToken && strings.HasPrefix(name, "fdbridge.b.service") {
+					written = manifests(t) - 1
+				}
+				return nil
+			}
+			w.then(p, "b.service")
+			if test.written >= 0 && written != test.written {
+				t.Errorf("%d manifests were written at the end, want %d", written, test.written)
+			}
+		})
+	}
+}
+
+// What was drafted and is not needed is closed, which TestMain looks at.
+func TestWhatWasDraftedInVainIsClosed(t *testing.T) {
+	w := newWorld(t)
+	w.add("a.service", "yes")
+	w.put("a.service", "x", "X")
+	p := w.preserver()
+	p.Draft(w.look("a.service"))
+	for _, f := range w.ahead["a.service"] { // it was forgotten
+		_ = f.FD.Close()
+	}
+	p.Draft(w.look("a.service")) // and seen again
+	if n := manifests(t); n != 1 {
+		t.Errorf("%d manifests are open", n)
+	}
+	for _, f := range w.ahead["a.service"] {
+		_ = f.FD.Close()
+	}
+	if err := p.Abandon(); err != nil {
+		t.Error(err)
+	}
+}
+
+// Of a unit that something is prepared of nothing is drafted, as tokens are given already.
+func TestNothingIsDraftedOfWhatIsPrepared(t *testing.T) {
+	w := newWorld(t)
+	w.add("early.service", "yes")
+	w.put("early.service", "x", "X")
+	p := w.prepared()
+	p.Draft(w.look("early.service"))
+	w.then(p, "early.service")
 }
 
 // What was preserved before it is known that a store has changed is not carried, nor what

@@ -35,6 +35,7 @@ type parcel struct {
 	rooms    []*room        // its sessions, the one that is filled at last
 	index    *kho.IndexUnit // set when the manifest is written
 	ahead    []*units.File  // its items' files, if they were duplicated ahead, until it is captured
+	draft    *draft         // of its manifest, if there is one
 	services []kho.Service  // sessions of its own in its store, which are not among the items
 	// leaves says that sessions are left to PID 1, and left that there are some.
 	leaves, left bool
@@ -273,18 +274,24 @@ func work(queue <-chan func()) *sync.WaitGroup {
 // captured makes a parcel of a unit's store, whose files are still to be had, and
 // returns the entries that they are of.
 func (p *Preserver) captured(store *units.Store, packer *packer, leaves bool) (made *parcel, entries []units.Entry) {
-	made = &parcel{
-		unit:     store.Unit,
-		identity: identityOf(store),
-		origin:   p.Origin,
-		leaves:   leaves,
-	}
+	made = p.parcel(store)
+	made.leaves, made.draft = leaves, p.drafts.of(store.Unit)
 	if early := packer.early[store.Unit]; early != nil {
 		made.rooms = []*room{early}
 	}
 	entries = made.ours(store.Entries)
 	made.items = items(entries)
 	return made, entries
+}
+
+// parcel makes a parcel of a unit's store without anything in it.
+func (p *Preserver) parcel(store *units.Store) *parcel {
+	return &parcel{unit: store.Unit, identity: identityOf(store), origin: p.Origin}
+}
+
+// manifest makes the parcel's manifest without entries.
+func (p *parcel) manifest() *kho.Manifest {
+	return &kho.Manifest{Unit: p.unit, Identity: p.identity, Origin: p.origin, Entries: make([]kho.Entry, 0, len(p.items))}
 }
 
 func items(entries []units.Entry) []item {

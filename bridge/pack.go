@@ -84,20 +84,16 @@ func (k *packer) create(name string) (*session.Session, error) {
 // follows at once unless it has to say where another parcel's files are.
 func (k *packer) pack(p *parcel) {
 	waits := false
-	for i := range p.items {
+	for i, first := range k.claim(p.items) {
 		it := &p.items[i]
-		if it.file == nil {
-			continue
-		}
-		first, err := k.claim(it)
-		if it.lost = err; err != nil {
-			continue
-		}
-		if !first {
-			waits = waits || !it.shared.early
+		if it.lost != nil {
 			continue
 		}
 		c := it.shared
+		if !first {
+			waits = waits || !c.early
+			continue
+		}
 		place := func() { c.room, c.token, c.err = k.place(p, func(r *room) (uint64, error) { return r.put(it.file) }) }
 		if place(); errors.Is(c.err, session.ErrPreserved) {
 			waits = true
@@ -126,39 +122,54 @@ func (k *packer) again() {
 	k.refused = nil
 }
 
-// claim finds out whether an item is the first of its file, and which open file
-// of it the item is.
-func (k *packer) claim(it *item) (first bool, err error) {
-	fresh := &claim{opens: []*fd.FD{it.file}}
+// claim finds out which items are the first of their files, and which open file each
+// of the others is. An item for which that cannot be said is lost.
+func (k *packer) claim(items []item) (first []bool) {
+	first = make([]bool, len(items))
+	fresh, opens := make([]claim, len(items)), make([]*fd.FD, len(items)) // made at once, and before others have to wait
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	k.done.files = append(k.done.files, it.file)
-	c := k.claims[it.inode]
-	if c == nil {
-		it.shared = fresh
+	for i := range items {
+		it := &items[i]
+		if it.file != nil {
+			k.done.files = append(k.done.files, it.file)
+		}
+		if it.lost != nil {
+			continue
+		}
+		if c := k.claims[it.inode]; c != nil {
+			it.lost = c.add(it)
+			continue
+		}
+		opens[i] = it.file
+		fresh[i].opens = opens[i : i+1 : i+1]
+		it.shared, first[i] = &fresh[i], true
 		if it.inode != (inode{}) {
 			k.claims[it.inode] = it.shared
 		}
-		return true, nil
 	}
-	it.shared = c
-	c.used = true
+	return first
+}
+
+// add adds an item that is the same file, and finds out which open file of it.
+func (c *claim) add(it *item) error {
+	it.shared, c.used = c, true
 	for n, open := range c.opens {
 		if it.apart {
 			break
 		}
 		same, err := open.SameOpenFile(it.file)
 		if err != nil {
-			return false, err
+			return err
 		}
 		if same {
 			it.entry.Open = uint32(n)
-			return false, nil
+			return nil
 		}
 	}
 	it.entry.Open = uint32(len(c.opens))
 	c.opens = append(c.opens, it.file)
-	return false, nil
+	return nil
 }
 
 // place calls put with the session of a parcel, with a further one when that is
@@ -263,7 +274,7 @@ func (k *packer) finish(parcels []*parcel) ([]kho.IndexUnit, error) {
 
 // manifest writes a parcel's manifest and its part of the index.
 func (k *packer) manifest(p *parcel) {
-	m := &kho.Manifest{Unit: p.unit, Identity: p.identity, Origin: p.origin, Entries: make([]kho.Entry, 0, len(p.items))}
+	m := p.manifest()
 	for i := range p.items {
 		m.Entries = append(m.Entries, p.items[i].settled())
 	}
@@ -271,7 +282,7 @@ func (k *packer) manifest(p *parcel) {
 	if p.index.Entries == 0 {
 		return
 	}
-	at, token, err := k.place(p, func(r *room) (uint64, error) { return k.seal(r, m, slices.Contains(p.rooms, r)) })
+	at, token, err := k.place(p, func(r *room) (uint64, error) { return k.seal(r, m, p) })
 	if err != nil {
 		p.index = allLost(m, err)
 		return
@@ -284,15 +295,18 @@ func (k *packer) manifest(p *parcel) {
 	}
 }
 
-// seal preserves a manifest, under the token that is its own if the session is
+// seal preserves a parcel's manifest, under the token that is its own if the session is
 // its unit's own, and returns the token.
-func (k *packer) seal(r *room, m *kho.Manifest, own bool) (uint64, error) {
+func (k *packer) seal(r *room, m *kho.Manifest, p *parcel) (uint64, error) {
 	here := *m
 	here.Entries = slices.Clone(m.Entries)
 	for i := range here.Entries {
 		if here.Entries[i].Session == r.name {
 			here.Entries[i].Session = ""
 		}
+	}
+	if p.draft.says(&here) {
+		return r.seal(p.draft.file)
 	}
 	f, err := here.Memfd()
 	if err != nil {
@@ -305,9 +319,14 @@ func (k *packer) seal(r *room, m *kho.Manifest, own bool) (uint64, error) {
 	} else {
 		defer func() { _ = f.Close() }() // of a memfd, which has nothing to flush
 	}
-	if !own {
+	if !slices.Contains(p.rooms, r) {
 		return r.put(f)
 	}
+	return r.seal(f)
+}
+
+// seal preserves the session's own manifest and returns its token.
+func (r *room) seal(f *fd.FD) (uint64, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return kho.ManifestToken, r.preserve(f, kho.ManifestToken)

@@ -152,7 +152,7 @@ func (m *manager) Files(s *units.Store) []*units.File {
 }
 
 // look duplicates what is in a unit's store ahead.
-func (m *manager) look(name string) {
+func (m *manager) look(name string) (*units.Store, []*units.File) {
 	m.t.Helper()
 	store, err := m.store(name)
 	if err != nil {
@@ -170,6 +170,7 @@ func (m *manager) look(name string) {
 		m.ahead = map[string][]*units.File{}
 	}
 	m.ahead[name] = files
+	return &store, files
 }
 
 func (m *manager) Stores(context.Context) ([]units.Store, error) {

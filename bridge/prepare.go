@@ -92,8 +92,10 @@ func (p *Preserver) Prepare(ctx context.Context) (prepared Prepared, err error) 
 	return k.fillAhead(found), nil
 }
 
-// Abandon takes everything that was prepared out of the sessions again.
+// Abandon takes everything that was prepared out of the sessions again, and closes what
+// was drafted.
 func (p *Preserver) Abandon() error {
+	p.drafts.close()
 	if p.ahead == nil {
 		return nil
 	}

@@ -81,7 +81,8 @@ type Preserver struct {
 	// the next kernel.
 	Warnings func() []string
 
-	ahead *packer // what Prepare has preserved
+	ahead  *packer // what Prepare has preserved
+	drafts drafts
 }
 
 // errPrepared says that what was preserved ahead cannot be used.
@@ -143,6 +144,7 @@ func (p *Preserved) Summary() string {
 // The caller owns what is returned and keeps it open until the kexec.
 func (p *Preserver) Run(ctx context.Context) (_ *Preserved, err error) {
 	start := time.Now()
+	defer p.drafts.close()
 	packer := p.ahead
 	if p.ahead = nil; packer == nil {
 		packer = newPacker(&Preserved{})

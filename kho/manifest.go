@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/fdbridge/fdbridge/internal/fd"
 )
@@ -105,6 +106,19 @@ func (m *Manifest) Check(unit string) error {
 		return fmt.Errorf("%w: it says %q, not %q", ErrUnit, m.Unit, unit)
 	}
 	return nil
+}
+
+// Equal tells whether both say the same of a unit and its entries, but for what is Unknown.
+func (m *Manifest) Equal(o *Manifest) bool {
+	a, b := &m.Identity, &o.Identity
+	return m.Unit == o.Unit && a.Fragment == b.Fragment && a.User == b.User && a.Group == b.Group &&
+		slices.EqualFunc(m.Entries, o.Entries, func(a, b Entry) bool { return a.equal(&b) })
+}
+
+func (e *Entry) equal(o *Entry) bool {
+	return e.Name == o.Name && e.Kind == o.Kind && e.Session == o.Session && e.Token == o.Token && e.Open == o.Open &&
+		e.Type == o.Type && e.Size == o.Size && e.Position == o.Position && e.Seals == o.Seals && e.Flags == o.Flags &&
+		e.Reason == o.Reason
 }
 
 // Encode returns the manifest as JSON. It refuses, with ErrFormat or ErrTooLarge,

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -371,5 +372,47 @@ func BenchmarkReadManifest(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// Each known member counts, also those that are added one day.
+func TestEqualManifestsSayTheSame(t *testing.T) {
+	one := func() *Manifest { return manyEntries(2) }
+	if !one().Equal(one()) {
+		t.Error("a manifest is not equal to itself")
+	}
+	m := one()
+	m.Entries = m.Entries[:1]
+	others := map[string]*Manifest{"fewer entries": m}
+	change := func(name string, of func(m *Manifest) reflect.Value) {
+		m := one()
+		switch v := of(m); {
+		case v.CanInt():
+			v.SetInt(v.Int() + 1)
+		case v.CanUint():
+			v.SetUint(v.Uint() + 1)
+		case v.Kind() == reflect.String:
+			v.SetString(v.String() + "x")
+		default:
+			t.Fatalf("%s is a %v", name, v.Type())
+		}
+		others[name] = m
+	}
+	change("Unit", func(m *Manifest) reflect.Value { return reflect.ValueOf(m).Elem().FieldByName("Unit") })
+	for name, of := range map[string]func(m *Manifest) reflect.Value{
+		"Identity": func(m *Manifest) reflect.Value { return reflect.ValueOf(&m.Identity).Elem() },
+		"Entry":    func(m *Manifest) reflect.Value { return reflect.ValueOf(&m.Entries[1]).Elem() },
+	} {
+		typ := of(one()).Type()
+		for i := range typ.NumField() {
+			if typ.Field(i).Name != "Unknown" {
+				change(name+"."+typ.Field(i).Name, func(m *Manifest) reflect.Value { return of(m).Field(i) })
+			}
+		}
+	}
+	for name, other := range others {
+		if one().Equal(other) || other.Equal(one()) {
+			t.Errorf("another %s is not seen", name)
+		}
 	}
 }

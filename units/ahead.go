@@ -22,6 +22,9 @@ type Ahead struct {
 	Open func() (*Duplicator, error)
 	// Excluded tells of units for whose stores Files will not be asked.
 	Excluded func(unit string) bool
+	// Seen, unless it is nil, is called by Look with each store whose files were duplicated,
+	// which stay the Ahead's.
+	Seen func(s *Store, files []*File)
 
 	mu     sync.Mutex
 	seen   map[string]*sighting // by unit
@@ -240,6 +243,9 @@ func (a *Ahead) duplicate(ctx context.Context, found <-chan *sighting) {
 		a.mu.Lock()
 		s.files = files
 		a.mu.Unlock()
+		if files != nil && a.Seen != nil && ctx.Err() == nil {
+			a.Seen(s.store, files)
+		}
 	}
 }
 

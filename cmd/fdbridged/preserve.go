@@ -236,6 +236,7 @@ func newUpdate(socket *notify.Socket, log *journal.Log) (*update, error) {
 		Log:        log,
 		Warnings:   log.Recall(),
 	}
+	u.stores.Seen = u.preserver.Draft
 	u.reload()
 	return u, nil
 }

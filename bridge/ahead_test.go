@@ -133,6 +133,43 @@ func TestWhatWasDraftedInVainIsClosed(t *testing.T) {
 	}
 }
 
+// What was drafted before something is prepared may change until the shutdown.
+func TestWhatWasDraftedIsClosedWhenSomethingIsPrepared(t *testing.T) {
+	w := newWorld(t)
+	w.add("early.service", "yes")
+	w.put("early.service", "x", "X")
+	p := w.preserver()
+	_, files := w.look("early.service")
+	p.Draft(w.look("early.service"))
+	for _, f := range files {
+		_ = f.FD.Close()
+	}
+	if _, err := p.Prepare(t.Context()); err != nil || manifests(t) != 0 {
+		t.Errorf("Prepare: %v; %d manifests are left", err, manifests(t))
+	}
+	w.then(p, "early.service")
+}
+
+// A manifest is the first file of its own unit's session alone, though that of another may
+// have the same tokens.
+func TestWhatWasDraftedIsNotTheManifestOfAnothersSession(t *testing.T) {
+	w := newWorld(t)
+	w.kernel.MaxSessions = 2
+	w.add("a.service", "yes")
+	w.putPipe("a.service", "pipe")
+	w.add("b.service", "yes")
+	w.put("b.service", "x", "X")
+	p := w.preserver()
+	p.Draft(w.look("b.service"))
+	w.kernel.Fail = func(request uint, name string, token uint64) error {
+		if request == session.ReqPreserveFD && name == "fdbridge.a.service" && token == kho.ManifestToken {
+			t.Error("the manifest is that of another session")
+		}
+		return nil
+	}
+	w.then(p, "b.service")
+}
+
 // Of a unit that something is prepared of nothing is drafted, as tokens are given already.
 func TestNothingIsDraftedOfWhatIsPrepared(t *testing.T) {
 	w := newWorld(t)
@@ -140,6 +177,9 @@ func TestNothingIsDraftedOfWhatIsPrepared(t *testing.T) {
 	w.put("early.service", "x", "X")
 	p := w.prepared()
 	p.Draft(w.look("early.service"))
+	if n := manifests(t); n != 0 {
+		t.Errorf("%d manifests are drafted", n)
+	}
 	w.then(p, "early.service")
 }
 

@@ -305,7 +305,8 @@ func (k *packer) seal(r *room, m *kho.Manifest, p *parcel) (uint64, error) {
 			here.Entries[i].Session = ""
 		}
 	}
-	if p.draft.says(&here) {
+	own := slices.Contains(p.rooms, r)
+	if own && p.draft.says(&here) {
 		return r.seal(p.draft.file)
 	}
 	f, err := here.Memfd()
@@ -319,7 +320,7 @@ func (k *packer) seal(r *room, m *kho.Manifest, p *parcel) (uint64, error) {
 	} else {
 		defer func() { _ = f.Close() }() // of a memfd, which has nothing to flush
 	}
-	if !slices.Contains(p.rooms, r) {
+	if !own {
 		return r.put(f)
 	}
 	return r.seal(f)

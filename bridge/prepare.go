@@ -58,6 +58,7 @@ func (p *Prepared) Summary() string {
 //
 // An error means that nothing is prepared.
 func (p *Preserver) Prepare(ctx context.Context) (prepared Prepared, err error) {
+	p.drafts.close() // of stores that may change until the shutdown
 	k := newPacker(&Preserved{})
 	defer func() {
 		if err != nil {

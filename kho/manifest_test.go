@@ -399,6 +399,9 @@ func TestEqualManifestsSayTheSame(t *testing.T) {
 		others[name] = m
 	}
 	change("Unit", func(m *Manifest) reflect.Value { return reflect.ValueOf(m).Elem().FieldByName("Unit") })
+	if n := reflect.TypeFor[Manifest]().NumField(); n != 5 { // and these, without Origin and Unknown
+		t.Errorf("a manifest has %d members", n)
+	}
 	for name, of := range map[string]func(m *Manifest) reflect.Value{
 		"Identity": func(m *Manifest) reflect.Value { return reflect.ValueOf(&m.Identity).Elem() },
 		"Entry":    func(m *Manifest) reflect.Value { return reflect.ValueOf(&m.Entries[1]).Elem() },

@@ -7,8 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"sync"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/fdbridge/fdbridge/units/bulk"
 )
@@ -28,58 +31,85 @@ type Ahead struct {
 
 	mu     sync.Mutex
 	seen   map[string]*sighting // by unit
-	loaded uint64               // when PID 1 had loaded its units that were seen, as version.since
+	loaded uint64               // when PID 1 had loaded its units that were seen, as moment.loaded
 	// carries is what Carries returns, nil until it is known.
 	carries *bool
 }
 
-// sighting is a store of a service that has stopped, and of which no process was left, as
-// it was in one version. As long as it has that, nothing of the service has run that could
-// change it: it gets no process before its state changes, so that its cgroup need not be
-// looked at again.
+// sighting is a store of a service that had stopped, and of which no process was left, nor
+// a job that would start one. Up to the next job, or as long as its state does not change,
+// it has no process that could change the store. PID 1 itself drops fds that hang up, which
+// regular files never do, and changes the state when it cleans a store.
 type sighting struct {
-	store   *Store
-	version version
-	files   []*File // those of the entries, nil when they are not duplicated
-	taken   bool    // by Files
+	store *Store
+	at    uint64  // before PID 1 was asked for it, by CLOCK_MONOTONIC in microseconds
+	jobs  uint32  // moment.jobs of then
+	files []*File // those of the entries, nil when they are not duplicated
+	taken bool    // by Files
 }
 
-// version is what changes with a store.
-type version struct {
-	since  uint64 // when its unit's state has changed last, by CLOCK_MONOTONIC in microseconds
-	stored uint32 // how many fds there are in it: PID 1 drops those that hang up, and all when it is cleaned
+// moment is what PID 1 says of itself and of its services.
+type moment struct {
+	loaded   uint64 // when it has loaded its units, by CLOCK_MONOTONIC in microseconds
+	jobs     uint32 // how many jobs it has ever had, without which nothing is started; 0: not known
+	services []loaded
 }
 
-// version asks for a store's version.
-func (q *questions) version(s *Store) *version {
-	v := &version{}
-	q.property(s, unitInterface, "StateChangeTimestampMonotonic", &v.since)
-	q.property(s, serviceInterface, "NFileDescriptorStore", &v.stored)
-	return v
+// now asks for the moment, and forgets all sightings when PID 1 has loaded its units anew:
+// that turns stores round, its fds may have other numbers, and units another User=.
+func (a *Ahead) now(ctx context.Context, asker asker) (now moment, err error) {
+	var version string
+	manager := func(property string, dest any) bulk.Call {
+		return getProperty(managerPath, managerInterface, property, func(b *bulk.Reader) { readValue(b, dest) })
+	}
+	calls := []bulk.Call{
+		manager("UnitsLoadTimestampMonotonic", &now.loaded), manager("NInstalledJobs", &now.jobs), manager("Version", &version),
+		listServices([]string{"*.service"}, &now.services), // behind the jobs: one that comes meanwhile is seen later
+	}
+	if err := asker.calls(ctx, calls, nil); err != nil {
+		return now, fmt.Errorf("read what the services are: %w", err)
+	}
+	if err := calls[3].Err; err != nil {
+		return now, fmt.Errorf("list the services: %w", err)
+	}
+	sortServices(now.services)
+	if unknown := calls[0].Err != nil; unknown || now.loaded != a.loaded {
+		a.Close() // if it is not known, all is read in the end
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.loaded = now.loaded
+	if calls[2].Err == nil {
+		carries := carries(version)
+		a.carries = &carries
+	}
+	return now, nil
 }
 
 // Look looks at the stores of services that have stopped and that it has not seen yet.
 // What it has seen when there is an error is of use nevertheless.
 func (a *Ahead) Look(ctx context.Context) error {
 	return a.connected(ctx, func(ctx context.Context, asker asker) error {
-		services, err := asker.services(ctx, []string{"*.service"})
+		now, err := a.now(ctx, asker)
 		if err != nil {
 			return err
 		}
-		if err := a.still(ctx, asker); err != nil {
+		at, err := monotonic()
+		if err != nil {
 			return err
 		}
 		seen := a.sightings()
 		var q questions
-		versions, cgroups := map[*Store]*version{}, map[*Store]*string{}
-		for _, service := range services {
-			old, kept := seen[service.name], service.stopped() && !service.dead()
-			switch {
-			case old != nil && kept:
+		cgroups := map[*Store]*string{}
+		for _, service := range now.services {
+			if !service.rests() {
+				continue
+			}
+			if seen[service.name] != nil {
 				delete(seen, service.name)
-			case old == nil && kept:
+			} else {
 				s := &Store{Unit: service.name, Kept: true}
-				versions[s], cgroups[s] = q.version(s), new(string) // before the rest: what changes meanwhile is seen later
+				cgroups[s] = new(string)
 				q.property(s, serviceInterface, "ControlGroup", cgroups[s])
 				q.all(s, a.Known)
 			}
@@ -87,17 +117,26 @@ func (a *Ahead) Look(ctx context.Context) error {
 		for _, old := range seen { // they are not what they were any more
 			a.forget(old)
 		}
-		found := make(chan *sighting, len(versions))
+		found := make(chan *sighting, len(cgroups))
 		var work sync.WaitGroup
 		defer work.Wait()
 		defer close(found)
 		work.Go(func() { a.duplicate(ctx, found) })
 		return q.ask(ctx, asker, func(s *Store) {
 			if !q.failed[s] && *cgroups[s] == "" { // then no process belongs to it
-				found <- a.add(&sighting{store: s, version: *versions[s]})
+				found <- a.add(&sighting{store: s, at: at, jobs: now.jobs})
 			}
 		})
 	})
+}
+
+// monotonic is the time by which PID 1 says when something has changed.
+func monotonic() (microseconds uint64, err error) {
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC, &now); err != nil {
+		return 0, os.NewSyscallError("clock_gettime", err)
+	}
+	return uint64(now.Nano() / 1000), nil
 }
 
 // What EachStore has told of before it was known whether it is so still.
@@ -122,22 +161,19 @@ func (a *Ahead) EachStore(ctx context.Context, each func(s *Store)) error {
 	}
 	sure := len(foretold) == 0
 	err := a.connected(ctx, func(ctx context.Context, asker asker) error {
-		if err := a.still(ctx, asker); err != nil {
+		now, err := a.now(ctx, asker)
+		if err != nil {
 			return err
 		}
-		same, err := a.same(ctx, asker, foretold, each)
+		same, err := a.same(ctx, asker, now, foretold, each)
 		if err != nil {
 			return err
 		}
 		sure = true
-		services, err := asker.services(ctx, []string{"*.service"})
-		if err != nil {
-			return err
-		}
-		rest := slices.DeleteFunc(services, func(s loaded) bool { return same[s.name] })
+		rest := slices.DeleteFunc(now.services, func(s loaded) bool { return same[s.name] })
 		return a.tell(ctx, asker, rest, each)
 	})
-	if !sure && errors.Is(err, ErrManager) && !errors.Is(err, ErrStale) {
+	if !sure && err != nil && !errors.Is(err, ErrStale) {
 		err = fmt.Errorf("%w: %w", ErrUnsure, err)
 	}
 	return err
@@ -160,38 +196,68 @@ func (a *Ahead) foretold() (found []*sighting) {
 // same looks whether the stores are as they were seen, and forgets those that are not;
 // that is ErrStale if any was foretold. It tells of the others when it is known of all: a
 // Duplicator that is opened then leaves what it has to leave, and nothing else.
-func (a *Ahead) same(ctx context.Context, asker asker, foretold []*sighting, each func(s *Store)) (same map[string]bool, err error) {
-	seen := a.sightings()
+func (a *Ahead) same(ctx context.Context, asker asker, now moment, foretold []*sighting, each func(s *Store)) (same map[string]bool, err error) {
+	err = a.recheck(ctx, asker, now)
+	left := a.sightings()
 	same = map[string]bool{}
-	var q questions
-	versions := map[*Store]*version{}
-	for _, unit := range slices.Sorted(maps.Keys(seen)) {
-		s := &Store{Unit: unit}
-		versions[s] = q.version(s)
+	for unit := range left {
+		same[unit] = true
 	}
-	err = q.ask(ctx, asker, func(s *Store) {
-		old := seen[s.Unit]
-		if same[s.Unit] = !q.failed[s] && *versions[s] == old.version; !same[s.Unit] {
-			a.forget(old)
-		}
-	})
-	now := a.sightings()
 	var stale error
 	for _, s := range foretold {
-		if unit := s.store.Unit; now[unit] != s && stale == nil {
+		if unit := s.store.Unit; left[unit] != s && stale == nil {
 			stale = fmt.Errorf("%s: %w", unit, ErrStale)
 		}
-		delete(now, s.store.Unit)
+		delete(left, s.store.Unit)
 	}
 	if stale != nil || errors.Is(err, ErrManager) {
 		return nil, errors.Join(stale, err)
 	}
-	for _, unit := range slices.Sorted(maps.Keys(now)) {
-		if old := now[unit]; len(old.store.Entries) > 0 {
+	for _, unit := range slices.Sorted(maps.Keys(left)) {
+		if old := left[unit]; len(old.store.Entries) > 0 {
 			each(old.store)
 		}
 	}
 	return same, nil // of what could not be told the stores are read again
+}
+
+// recheck forgets the sightings that are not known to be as they were. PID 1 is asked about
+// those alone since which it has had more jobs, and those that it may have dropped fds of.
+func (a *Ahead) recheck(ctx context.Context, asker asker, now moment) error {
+	rests := map[string]bool{}
+	for i := range now.services {
+		rests[now.services[i].name] = now.services[i].rests()
+	}
+	var q questions
+	type answer struct {
+		old    *sighting
+		since  uint64 // when the unit's state has changed last; 0: never since it was loaded
+		stored uint32 // how many fds there are in the store
+	}
+	answers := map[*Store]*answer{}
+	seen := a.sightings()
+	for _, unit := range slices.Sorted(maps.Keys(seen)) {
+		s := seen[unit]
+		if !rests[unit] {
+			a.forget(s)
+			continue
+		}
+		asked := &answer{s, 1, uint32(len(s.store.Entries))} // as it is when nothing has changed
+		answers[s.store] = asked
+		if now.jobs == 0 || now.jobs != s.jobs {
+			asked.since = 0
+			q.property(s.store, unitInterface, "StateChangeTimestampMonotonic", &asked.since)
+		}
+		if s.files == nil && asked.stored > 0 {
+			q.property(s.store, serviceInterface, "NFileDescriptorStore", &asked.stored)
+		}
+	}
+	return q.ask(ctx, asker, func(s *Store) {
+		now := answers[s]
+		if q.failed[s] || now.since == 0 || now.since >= now.old.at || int(now.stored) != len(s.Entries) {
+			a.forget(now.old)
+		}
+	})
 }
 
 // sightings returns the sightings, by their units' names.
@@ -199,23 +265,6 @@ func (a *Ahead) sightings() map[string]*sighting {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return maps.Clone(a.seen)
-}
-
-// still forgets all sightings when PID 1 has loaded its units anew: that turns stores
-// round, its fds may have other numbers, and units another User=.
-func (a *Ahead) still(ctx context.Context, asker asker) error {
-	var loaded uint64
-	calls := []bulk.Call{getProperty(managerPath, managerInterface, "UnitsLoadTimestampMonotonic", func(b *bulk.Reader) { readValue(b, &loaded) })}
-	if err := asker.calls(ctx, calls, nil); err != nil {
-		return fmt.Errorf("read when the units were loaded: %w", err)
-	}
-	if unknown := calls[0].Err != nil; unknown || loaded != a.loaded {
-		a.Close() // if it is not known, all is read in the end
-	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.loaded = loaded
-	return nil
 }
 
 // duplicate duplicates what is in the stores that come, and does not begin when ctx has
@@ -265,16 +314,16 @@ func (a *Ahead) OpenDuplicator() (*Duplicator, error) {
 	return d, nil
 }
 
-// Carries is that of Reader, and asks once.
+// Carries is that of Reader, and asks unless Look or EachStore has brought it along.
 func (a *Ahead) Carries(ctx context.Context) (bool, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.carries == nil {
-		carries, err := a.Reader.Carries(ctx)
+		found, err := a.Reader.Carries(ctx)
 		if err != nil {
 			return false, err
 		}
-		a.carries = &carries
+		a.carries = &found
 	}
 	return *a.carries, nil
 }

@@ -6,9 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -21,18 +23,22 @@ import (
 )
 
 // changing is a PID 1 whose units change between questions, and which notes whose
-// stores it is asked for.
+// stores it is asked for, and how many properties.
 type changing struct {
-	mu     sync.Mutex
-	units  pid1
-	dumped []string
+	mu         sync.Mutex
+	units      pid1
+	dumped     []string
+	properties int
 }
 
 func (c *changing) serve(p *bulktest.Peer) {
 	for call := p.Call(); call != nil; call = p.Call() {
 		c.mu.Lock()
-		if call.Headers[dbus.FieldMember].Value() == "DumpUnitFileDescriptorStore" {
+		switch call.Headers[dbus.FieldMember].Value() {
+		case "DumpUnitFileDescriptorStore":
 			c.dumped = append(c.dumped, call.Body[0].(string))
+		case "Get":
+			c.properties++
 		}
 		answer := c.units.answer(call)
 		c.mu.Unlock()
@@ -54,6 +60,15 @@ func (c *changing) asked() []string {
 	c.dumped = nil
 	slices.Sort(asked)
 	return asked
+}
+
+// told returns for how many properties it was asked since it was called last.
+func (c *changing) told() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	told := c.properties
+	c.properties = 0
+	return told
 }
 
 // stoppedService is one that has stopped at a time, with what is in its store.
@@ -83,11 +98,20 @@ func TestTheStoreOfAUnitThatCannotBeLoadedIsTold(t *testing.T) {
 	}
 }
 
+// managerProperties are those of a PID 1 that has loaded its units at a time, and had so
+// many jobs.
+func managerProperties(loaded uint64, jobs uint32) map[string]any {
+	return map[string]any{
+		managerInterface + ".UnitsLoadTimestampMonotonic": loaded, managerInterface + ".NInstalledJobs": jobs,
+		managerInterface + ".Version": "257.13",
+	}
+}
+
 // halfStopped is a machine on which some services have stopped.
 func halfStopped(t *testing.T) (*changing, *Ahead) {
 	t.Helper()
 	c := &changing{units: pid1{
-		managerItself:     {properties: map[string]any{managerInterface + ".UnitsLoadTimestampMonotonic": uint64(1)}, load: "none"},
+		managerItself:     {properties: managerProperties(1, 7), load: "none"},
 		"a.service":       stoppedService(1, dumpedFile),
 		"b.service":       stoppedService(2, dumpedFile, dumpedTTY),
 		"dead.service":    with(stoppedService(1, dumpedFile), func(u *fakeUnit) { u.state[1] = "dead" }),
@@ -149,32 +173,194 @@ func TestWhatWasSeenAheadIsNotAskedForAgain(t *testing.T) {
 	}
 }
 
+// later is a time at which a unit's state changes after the test has begun.
+const later = math.MaxUint64
+
 // A store that was seen ahead is read again when it may be another.
 func TestWhatChangesAfterItWasSeenIsAskedForAgain(t *testing.T) {
-	entry := wantEntries[1:]
+	old, entry := keptStore("a.service", wantEntries[:1]...), wantEntries[1:]
 	for name, change := range map[string]struct {
-		change func(u *fakeUnit)
-		want   []Store
+		change  func(u *fakeUnit)
+		manager map[string]any
+		want    []Store
+		asked   []string
 	}{
-		"stopped anew": {func(u *fakeUnit) { *u = stoppedService(3, dumpedTTY) }, []Store{keptStore("a.service", entry...)}},
-		"more in it": {
-			func(u *fakeUnit) { *u = stoppedService(1, dumpedTTY, dumpedTTY) },
-			[]Store{keptStore("a.service", entry[0], entry[0])},
+		"nothing":        {func(*fakeUnit) {}, managerProperties(1, 7), []Store{old}, nil},
+		"another starts": {func(*fakeUnit) {}, managerProperties(1, 8), []Store{old}, nil},
+		"stopped anew": {
+			func(u *fakeUnit) { *u = stoppedService(later, dumpedTTY) }, managerProperties(1, 8),
+			[]Store{keptStore("a.service", entry...)}, []string{"a.service"},
 		},
-		"runs":    {func(u *fakeUnit) { *u = service("yes", 8, dumpedTTY) }, []Store{store("a.service", "yes", entry...)}},
-		"emptied": {func(u *fakeUnit) { *u = with(stoppedService(1), func(u *fakeUnit) { u.state[1] = "dead" }) }, nil},
+		"stopped anew, and it is not known whether": {
+			func(u *fakeUnit) {
+				*u = stoppedService(1, dumpedTTY)
+				delete(u.properties, unitInterface+".StateChangeTimestampMonotonic")
+			},
+			managerProperties(1, 8), []Store{keptStore("a.service", entry...)}, []string{"a.service"},
+		},
+		"loaded anew, and has never been started": {
+			func(u *fakeUnit) { *u = stoppedService(0, dumpedTTY) }, managerProperties(1, 8),
+			[]Store{keptStore("a.service", entry...)}, []string{"a.service"},
+		},
+		"stopped anew, and jobs were not known": {
+			func(u *fakeUnit) { *u = stoppedService(later, dumpedTTY) }, managerProperties(1, 7),
+			[]Store{keptStore("a.service", entry...)}, []string{"a.service"},
+		},
+		"stopped anew, and jobs are not known, and were not known": {
+			func(u *fakeUnit) { *u = stoppedService(later, dumpedTTY) }, managerProperties(1, 0),
+			[]Store{keptStore("a.service", entry...)}, []string{"a.service"},
+		},
+		"stopped anew, and jobs are not known": {
+			func(u *fakeUnit) { *u = stoppedService(later, dumpedTTY) }, managerProperties(1, 0),
+			[]Store{keptStore("a.service", entry...)}, []string{"a.service"},
+		},
+		"runs": {
+			func(u *fakeUnit) { *u = service("yes", 8, dumpedTTY) }, managerProperties(1, 7),
+			[]Store{store("a.service", "yes", entry...)}, []string{"a.service"},
+		},
+		"starts": {
+			func(u *fakeUnit) { *u = with(stoppedService(1, dumpedTTY), func(u *fakeUnit) { u.job = "restart" }) }, managerProperties(1, 7),
+			[]Store{keptStore("a.service", entry...)}, []string{"a.service"},
+		},
+		"emptied": {
+			func(u *fakeUnit) { *u = with(stoppedService(1), func(u *fakeUnit) { u.state[1] = "dead" }) }, managerProperties(1, 7), nil, nil,
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c, a := halfStopped(t)
-			for _, other := range []string{"b.service", "running.service"} {
+			for _, other := range []string{"b.service", "failed.service", "running.service"} {
 				c.change(other, gone)
 			}
+			if strings.HasSuffix(name, "were not known") {
+				c.change(managerItself, func(u *fakeUnit) { u.properties = managerProperties(1, 0) })
+			}
 			a.look(t)
+			c.asked()
 			c.change("a.service", change.change)
+			c.change(managerItself, func(u *fakeUnit) { u.properties = change.manager })
 			if diff := cmp.Diff(change.want, a.stores(t)); diff != "" {
 				t.Errorf("stores (-want +got):\n%s", diff)
 			}
+			if diff := cmp.Diff(change.asked, c.asked()); diff != "" {
+				t.Errorf("asked for in the end (-want +got):\n%s", diff)
+			}
 		})
+	}
+}
+
+// A service that is to be started is not seen ahead: its job may have been there before.
+func TestAStoreOfAServiceThatIsToBeStartedIsNotSeenAhead(t *testing.T) {
+	for job, sees := range map[string]bool{"": true, "stop": true, "start": false, "restart": false} {
+		c, a := halfStopped(t)
+		c.change("a.service", func(u *fakeUnit) { u.job = job })
+		a.look(t)
+		if a.sees("a.service") != sees {
+			t.Errorf("job %q: sees it: %v", job, !sees)
+		}
+	}
+}
+
+// A time at which PID 1 may have told of the store already is not before it was asked.
+func TestAServiceThatIsStartedWhileItsStoreIsReadIsReadAgain(t *testing.T) {
+	c, a := halfStopped(t)
+	a.Socket = bulktest.Serve(t, func(p *bulktest.Peer) {
+		for call := p.Call(); call != nil; call = p.Call() {
+			p.Send(c.units.answer(call))
+			if call.Headers[dbus.FieldMember].Value() == "DumpUnitFileDescriptorStore" {
+				now, err := monotonic()
+				if err != nil {
+					t.Error(err)
+				}
+				c.change(call.Body[0].(string), func(u *fakeUnit) { u.properties[unitInterface+".StateChangeTimestampMonotonic"] = now })
+			}
+		}
+	})
+	a.look(t)
+	a.Socket = bulktest.Serve(t, c.serve)
+	c.change(managerItself, func(u *fakeUnit) { u.properties = managerProperties(1, 8) })
+	a.stores(t)
+	if diff := cmp.Diff([]string{"a.service", "b.service", "failed.service", "running.service"}, c.asked()); diff != "" {
+		t.Errorf("asked for in the end (-want +got):\n%s", diff)
+	}
+}
+
+// A job that comes while the services are listed is one since the look.
+func TestJobsAreCountedBeforeServicesAreListed(t *testing.T) {
+	c, a := halfStopped(t)
+	a.Socket = bulktest.Serve(t, func(p *bulktest.Peer) {
+		for call := p.Call(); call != nil; call = p.Call() {
+			p.Send(c.units.answer(call))
+			if call.Headers[dbus.FieldMember].Value() == "ListUnitsByPatterns" {
+				c.change(managerItself, func(u *fakeUnit) { u.properties = managerProperties(1, 8) })
+			}
+		}
+	})
+	a.look(t)
+	c.change("a.service", func(u *fakeUnit) { u.properties[unitInterface+".StateChangeTimestampMonotonic"] = uint64(later) })
+	a.Socket = bulktest.Serve(t, c.serve)
+	a.stores(t)
+	if diff := cmp.Diff([]string{"a.service", "running.service"}, c.asked()); diff != "" {
+		t.Errorf("asked for in the end (-want +got):\n%s", diff)
+	}
+}
+
+// PID 1 drops an fd that hangs up, and the unit's state stays as it is.
+func TestAStoreThatHasLostAnFDIsReadAgain(t *testing.T) {
+	c, a := halfStopped(t)
+	a.look(t)
+	c.asked()
+	c.change("b.service", func(u *fakeUnit) { *u = stoppedService(2, dumpedFile) })
+	if stores := a.stores(t); len(stores) != 3 || len(stores[0].Entries) != 1 || len(stores[1].Entries) != 1 {
+		t.Errorf("stores: %+v", stores)
+	}
+	if diff := cmp.Diff([]string{"b.service", "running.service"}, c.asked()); diff != "" {
+		t.Errorf("asked for in the end (-want +got):\n%s", diff)
+	}
+	a.look(t)
+	c.asked()
+	c.change("b.service", func(u *fakeUnit) { delete(u.properties, serviceInterface+".NFileDescriptorStore") })
+	a.stores(t)
+	if diff := cmp.Diff([]string{"b.service", "running.service"}, c.asked()); diff != "" {
+		t.Errorf("asked for when it cannot be told (-want +got):\n%s", diff)
+	}
+}
+
+// Without a list it is not known whether a service has been started.
+func TestWhatIsDuplicatedIsUnsureWhenPID1DoesNotListServices(t *testing.T) {
+	c, a := holding(t, map[string][]*fd.FD{"a.service": {memfd(t)}})
+	a.look(t)
+	a.Socket = bulktest.Serve(t, func(p *bulktest.Peer) {
+		for call := p.Call(); call != nil; call = p.Call() {
+			if call.Headers[dbus.FieldMember].Value() == "ListUnitsByPatterns" {
+				p.Send(bulktest.Fail(call, "org.freedesktop.DBus.Error.NoMemory"))
+			} else {
+				p.Send(c.units.answer(call))
+			}
+		}
+	})
+	if err := a.EachStore(t.Context(), func(*Store) {}); !errors.Is(err, ErrUnsure) {
+		t.Errorf("EachStore: %v", err)
+	}
+}
+
+// Whoever drafts a manifest has what was duplicated, as long as there is time.
+func TestWhatIsDuplicatedIsSeen(t *testing.T) {
+	twice := memfd(t)
+	_, a := holding(t, map[string][]*fd.FD{
+		"a.service": {memfd(t), memfd(t)}, "excluded.service": {memfd(t)}, "empty.service": {}, "twice.service": {twice, own2(t, twice)},
+	})
+	seen := map[string]int{}
+	a.Seen = func(s *Store, files []*File) {
+		seen[s.Unit] = len(files)
+		for i, f := range files {
+			if f.Ino != s.Entries[i].Ino {
+				t.Errorf("file %d is not what its entry says", i)
+			}
+		}
+	}
+	a.look(t)
+	if diff := cmp.Diff(map[string]int{"a.service": 2}, seen); diff != "" {
+		t.Errorf("seen (-want +got):\n%s", diff)
 	}
 }
 
@@ -191,7 +377,9 @@ func TestAStoreThatAProcessIsLeftOfIsNotSeenAhead(t *testing.T) {
 // A daemon-reload turns stores round, and a daemon-reexec gives fds other numbers.
 func TestWhatWasSeenBeforeAReloadIsForgotten(t *testing.T) {
 	const property = managerInterface + ".UnitsLoadTimestampMonotonic"
-	for _, properties := range []map[string]any{{property: uint64(2)}, {}} { // or that cannot be told
+	unknown := managerProperties(1, 7)
+	delete(unknown, property)
+	for _, properties := range []map[string]any{managerProperties(2, 7), unknown} {
 		c, a := halfStopped(t)
 		a.look(t)
 		c.change(managerItself, func(u *fakeUnit) { u.properties = properties })
@@ -234,11 +422,12 @@ func TestWhatCannotBeSeenAheadIsAskedForInTheEnd(t *testing.T) {
 func TestWhatWasSeenUntilLookEndsIsKept(t *testing.T) {
 	c, a := halfStopped(t)
 	ctx, stop := context.WithCancel(t.Context())
-	a.Known = func(s *Store) bool { return true } // four questions about each
+	a.Known = func(s *Store) bool { return true } // two questions about each
 	a.Socket = bulktest.Serve(t, func(p *bulktest.Peer) {
-		p.Send(c.units.answer(p.Call()))
-		p.Send(c.units.answer(p.Call()))
-		for _, call := range p.Calls(12)[:4] {
+		for _, call := range p.Calls(4) {
+			p.Send(c.units.answer(call))
+		}
+		for _, call := range p.Calls(6)[:2] {
 			p.Send(c.units.answer(call))
 		}
 		for p.Call() != nil { // the client hangs up
@@ -379,10 +568,8 @@ func TestFilesOfAChangedStoreAreNotGiven(t *testing.T) {
 	f, other := memfd(t), memfd(t)
 	for name, change := range map[string]func(c *changing){
 		"stopped anew": func(c *changing) {
-			c.change("a.service", func(u *fakeUnit) { *u = stoppedService(2, dump(t, other)...) })
-		},
-		"more in it": func(c *changing) {
-			c.change("a.service", func(u *fakeUnit) { *u = stoppedService(1, dump(t, other, f)...) })
+			c.change("a.service", func(u *fakeUnit) { *u = stoppedService(later, dump(t, other)...) })
+			c.change(managerItself, func(u *fakeUnit) { u.properties = managerProperties(1, 8) })
 		},
 		"runs": func(c *changing) {
 			c.change("a.service", func(u *fakeUnit) { *u = service("yes", 8, dump(t, other)...) })
@@ -391,9 +578,7 @@ func TestFilesOfAChangedStoreAreNotGiven(t *testing.T) {
 			c.change("a.service", func(u *fakeUnit) { *u = fakeUnit{load: "not-found"} })
 		},
 		"reloaded": func(c *changing) {
-			c.change(managerItself, func(u *fakeUnit) {
-				u.properties = map[string]any{managerInterface + ".UnitsLoadTimestampMonotonic": uint64(2)}
-			})
+			c.change(managerItself, func(u *fakeUnit) { u.properties = managerProperties(2, 7) })
 			c.change("a.service", gone)
 		},
 	} {
@@ -431,12 +616,13 @@ func (a *Ahead) stale(t *testing.T, take bool) {
 func TestAChangeIsKnownThoughPID1HangsUp(t *testing.T) {
 	c, a := holding(t, map[string][]*fd.FD{"a.service": {memfd(t)}, "b.service": {memfd(t)}})
 	a.look(t)
-	c.change("a.service", func(u *fakeUnit) { u.properties[unitInterface+".StateChangeTimestampMonotonic"] = uint64(2) })
+	c.change("a.service", func(u *fakeUnit) { u.properties[unitInterface+".StateChangeTimestampMonotonic"] = uint64(later) })
+	c.change(managerItself, func(u *fakeUnit) { u.properties = managerProperties(1, 8) })
 	a.Socket = bulktest.Serve(t, func(p *bulktest.Peer) {
-		p.Send(c.units.answer(p.Call()))
-		for _, call := range p.Calls(4)[:2] {
+		for _, call := range p.Calls(4) {
 			p.Send(c.units.answer(call))
 		}
+		p.Send(c.units.answer(p.Calls(2)[0]))
 	})
 	if err := a.EachStore(t.Context(), func(*Store) {}); !errors.Is(err, ErrStale) || !errors.Is(err, ErrManager) {
 		t.Errorf("EachStore: %v", err)
@@ -451,6 +637,20 @@ func TestWhatIsGoneIsForgotten(t *testing.T) {
 	a.look(t)
 	if a.sees("a.service") || !a.sees("b.service") {
 		t.Errorf("sees a: %v, b: %v", a.sees("a.service"), a.sees("b.service"))
+	}
+}
+
+// As long as PID 1 has had no further job it is asked about no unit that was seen.
+func TestWhatIsDuplicatedIsVerifiedAtOnce(t *testing.T) {
+	for jobs, want := range map[uint32]int{7: 3, 8: 5} {
+		c, a := holding(t, map[string][]*fd.FD{"a.service": {memfd(t)}, "b.service": {memfd(t)}})
+		a.look(t)
+		c.change(managerItself, func(u *fakeUnit) { u.properties = managerProperties(1, jobs) })
+		c.told()
+		a.stores(t)
+		if told := c.told(); told != want {
+			t.Errorf("after %d jobs PID 1 was asked for %d properties, want %d", jobs, told, want)
+		}
 	}
 }
 
@@ -486,7 +686,12 @@ func TestWhatIsDuplicatedIsToldBeforePID1IsAsked(t *testing.T) {
 func TestWhatWasSeenLastIsDuplicatedToo(t *testing.T) {
 	for _, begun := range []bool{true, false} {
 		_, a := holding(t, nil)
-		first, last := &sighting{store: &Store{Entries: entriesOf(t, memfd(t))}}, &sighting{store: &Store{Entries: entriesOf(t, memfd(t))}}
+		a.Seen = func(s *Store, _ []*File) {
+			if s.Unit == "last" {
+				t.Error("seen when there is no time any more")
+			}
+		}
+		first, last := &sighting{store: &Store{Entries: entriesOf(t, memfd(t))}}, &sighting{store: &Store{Unit: "last", Entries: entriesOf(t, memfd(t))}}
 		ctx, stop := context.WithCancel(t.Context())
 		found, done := make(chan *sighting), make(chan struct{})
 		go func() { a.duplicate(ctx, found); close(done) }()
@@ -519,7 +724,7 @@ func entriesOf(t *testing.T, files ...*fd.FD) (list []Entry) {
 func TestWhatIsNotGivenAheadCanBeDuplicated(t *testing.T) {
 	for name, change := range map[string]func(f *fd.FD) fakeUnit{
 		"runs":         func(f *fd.FD) fakeUnit { return service("yes", 8, dump(t, f)...) },
-		"stopped anew": func(f *fd.FD) fakeUnit { return stoppedService(2, dump(t, f)...) },
+		"stopped anew": func(f *fd.FD) fakeUnit { return stoppedService(later, dump(t, f)...) },
 		"given before": nil,
 	} {
 		f := memfd(t)
@@ -530,6 +735,7 @@ func TestWhatIsNotGivenAheadCanBeDuplicated(t *testing.T) {
 		}
 		if change != nil {
 			c.change("a.service", func(u *fakeUnit) { *u = change(f) })
+			c.change(managerItself, func(u *fakeUnit) { u.properties = managerProperties(1, 8) })
 			a.stale(t, true)
 		}
 		if files := a.filesOf(t); len(files) > 0 {
@@ -569,15 +775,25 @@ func TestADuplicatorLeavesWhatWasDuplicatedAhead(t *testing.T) {
 }
 
 func TestWhetherPID1CarriesStoresIsAskedOnce(t *testing.T) {
-	_, a := halfStopped(t)
-	if _, err := a.Carries(t.Context()); err == nil {
-		t.Error("a PID 1 without a version has one")
-	}
-	a.Socket = bulktest.Serve(t, pid1{managerItself: {properties: map[string]any{managerInterface + ".Version": "261"}}}.serve)
-	for range 2 {
-		if carries, err := a.Carries(t.Context()); !carries || err != nil {
-			t.Errorf("Carries: %v, %v", carries, err)
+	for _, look := range []bool{false, true} { // which brings it along
+		c, a := halfStopped(t)
+		c.change(managerItself, func(u *fakeUnit) { delete(u.properties, managerInterface+".Version") })
+		if look {
+			a.look(t)
 		}
-		a.Socket = "/nowhere"
+		if _, err := a.Carries(t.Context()); err == nil {
+			t.Error("a PID 1 without a version has one")
+		}
+		c.change(managerItself, func(u *fakeUnit) { u.properties[managerInterface+".Version"] = "261" })
+		if look {
+			a.look(t)
+			a.Socket = "/nowhere"
+		}
+		for range 2 {
+			if carries, err := a.Carries(t.Context()); !carries || err != nil {
+				t.Errorf("Carries: %v, %v", carries, err)
+			}
+			a.Socket = "/nowhere"
+		}
 	}
 }

@@ -166,8 +166,9 @@ func (r *Reader) OptedIn(ctx context.Context, units []string) ([]Store, error) {
 	return stores, err
 }
 
-// loaded is a service that PID 1 knows and may have a store, and its state.
-type loaded struct{ name, active, sub string }
+// loaded is a service that PID 1 knows and may have a store, its state, and the type of the
+// job that it has, if any.
+type loaded struct{ name, active, sub, job string }
 
 // stopped tells whether nothing of the service runs.
 func (s *loaded) stopped() bool { return s.active == "inactive" || s.active == "failed" }
@@ -177,12 +178,32 @@ func (s *loaded) stopped() bool { return s.active == "inactive" || s.active == "
 // (service_determine_dead_state in src/core/service.c, systemd 254).
 func (s *loaded) dead() bool { return s.active == "inactive" && s.sub == "dead" }
 
-// services lists the loaded services whose names match one of patterns, in which a
-// backslash stands for itself (FNM_NOESCAPE, unit_passes_filter in src/core/unit.c,
-// systemd 257).
+// rests tells whether the service has stopped and still has a store, or what else PID 1
+// keeps for it, and no job that would start it.
+func (s *loaded) rests() bool {
+	return s.stopped() && !s.dead() && (s.job == "" || s.job == "stop")
+}
+
+// services lists the loaded services whose names match one of patterns, sorted.
 func (a asker) services(ctx context.Context, patterns []string) ([]loaded, error) {
 	var list []loaded
-	calls := []bulk.Call{{
+	calls := []bulk.Call{listServices(patterns, &list)}
+	if err := errors.Join(a.calls(ctx, calls, nil), calls[0].Err); err != nil {
+		return nil, fmt.Errorf("list the services: %w", err)
+	}
+	sortServices(list)
+	return list, nil
+}
+
+func sortServices(list []loaded) {
+	slices.SortFunc(list, func(a, b loaded) int { return strings.Compare(a.name, b.name) })
+}
+
+// listServices is the call that lists the loaded services whose names match one of
+// patterns, in which a backslash stands for itself (FNM_NOESCAPE, unit_passes_filter in
+// src/core/unit.c, systemd 257).
+func listServices(patterns []string, list *[]loaded) bulk.Call {
+	return bulk.Call{
 		Path: managerPath, Interface: managerInterface, Member: "ListUnitsByPatterns",
 		Args: []any{[]string(nil), patterns}, Signature: "a(ssssssouso)",
 		Read: func(b *bulk.Reader) {
@@ -194,20 +215,15 @@ func (a asker) services(ctx context.Context, patterns []string) ([]loaded, error
 				b.Text()   // following
 				b.Text()   // path
 				b.Uint32() // job: id, type, path
-				b.Text()
+				s.job = b.Text()
 				b.Text()
 				// One whose file cannot be loaded any more may have its store all the same.
 				if load == "loaded" || s.stopped() && !s.dead() {
-					list = append(list, s)
+					*list = append(*list, s)
 				}
 			})
 		},
-	}}
-	if err := errors.Join(a.calls(ctx, calls, nil), calls[0].Err); err != nil {
-		return nil, fmt.Errorf("list the services: %w", err)
 	}
-	slices.SortFunc(list, func(a, b loaded) int { return strings.Compare(a.name, b.name) })
-	return list, nil
 }
 
 const (

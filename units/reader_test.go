@@ -45,6 +45,7 @@ type listed struct {
 type fakeUnit struct {
 	load       string
 	state      [2]string      // active and sub; running unless set
+	job        string         // its type
 	properties map[string]any // by the full name
 	entries    []dumped
 	dumpError  string
@@ -118,7 +119,7 @@ func (units pid1) list(patterns []string) []listed {
 			state = [2]string{"active", "running"}
 		}
 		list = append(list, listed{name, "About " + name, load, state[0], state[1], "",
-			dbus.ObjectPath(unitPath(name)), 0, "", "/"})
+			dbus.ObjectPath(unitPath(name)), 0, unit.job, "/"})
 	}
 	return list
 }

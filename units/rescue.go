@@ -74,8 +74,11 @@ const carryingVersion = 261
 // sessions.
 func (r *Reader) Carries(ctx context.Context) (bool, error) {
 	version, err := r.Version(ctx)
-	return majorVersion(version) >= carryingVersion, err
+	return carries(version), err
 }
+
+// carries tells what Carries does of a PID 1 of a version.
+func carries(version string) bool { return majorVersion(version) >= carryingVersion }
 
 // Version returns PID 1's version, such as "257.13-1~deb13u1".
 func (r *Reader) Version(ctx context.Context) (version string, err error) {

@@ -80,7 +80,6 @@ func (u *update) await(ctx context.Context) error {
 	shutdown := units.Shutdown{
 		Reader: u.stores.Reader, Root: units.CgroupRoot,
 		Meanwhile: func(ctx context.Context) { // what this does not find out is asked when all have stopped
-			_, _ = u.stores.Carries(ctx)
 			_ = u.stores.Look(ctx)
 		},
 	}

@@ -29,6 +29,7 @@ type changing struct {
 	units      pid1
 	dumped     []string
 	properties int
+	answered   func(member string, body []any)
 }
 
 func (c *changing) serve(p *bulktest.Peer) {
@@ -41,6 +42,9 @@ func (c *changing) serve(p *bulktest.Peer) {
 			c.properties++
 		}
 		answer := c.units.answer(call)
+		if c.answered != nil {
+			c.answered(call.Headers[dbus.FieldMember].Value().(string), call.Body)
+		}
 		c.mu.Unlock()
 		p.Send(answer)
 	}
@@ -60,6 +64,13 @@ func (c *changing) asked() []string {
 	c.dumped = nil
 	slices.Sort(asked)
 	return asked
+}
+
+// when has answered called with each call, before the answer is sent.
+func (c *changing) when(answered func(member string, body []any)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.answered = answered
 }
 
 // told returns for how many properties it was asked since it was called last.
@@ -263,20 +274,17 @@ func TestAStoreOfAServiceThatIsToBeStartedIsNotSeenAhead(t *testing.T) {
 // A time at which PID 1 may have told of the store already is not before it was asked.
 func TestAServiceThatIsStartedWhileItsStoreIsReadIsReadAgain(t *testing.T) {
 	c, a := halfStopped(t)
-	a.Socket = bulktest.Serve(t, func(p *bulktest.Peer) {
-		for call := p.Call(); call != nil; call = p.Call() {
-			p.Send(c.units.answer(call))
-			if call.Headers[dbus.FieldMember].Value() == "DumpUnitFileDescriptorStore" {
-				now, err := monotonic()
-				if err != nil {
-					t.Error(err)
-				}
-				c.change(call.Body[0].(string), func(u *fakeUnit) { u.properties[unitInterface+".StateChangeTimestampMonotonic"] = now })
+	c.when(func(member string, body []any) {
+		if member == "DumpUnitFileDescriptorStore" {
+			now, err := monotonic()
+			if err != nil {
+				t.Error(err)
 			}
+			c.units[body[0].(string)].properties[unitInterface+".StateChangeTimestampMonotonic"] = now
 		}
 	})
 	a.look(t)
-	a.Socket = bulktest.Serve(t, c.serve)
+	c.asked()
 	c.change(managerItself, func(u *fakeUnit) { u.properties = managerProperties(1, 8) })
 	a.stores(t)
 	if diff := cmp.Diff([]string{"a.service", "b.service", "failed.service", "running.service"}, c.asked()); diff != "" {
@@ -287,17 +295,14 @@ func TestAServiceThatIsStartedWhileItsStoreIsReadIsReadAgain(t *testing.T) {
 // A job that comes while the services are listed is one since the look.
 func TestJobsAreCountedBeforeServicesAreListed(t *testing.T) {
 	c, a := halfStopped(t)
-	a.Socket = bulktest.Serve(t, func(p *bulktest.Peer) {
-		for call := p.Call(); call != nil; call = p.Call() {
-			p.Send(c.units.answer(call))
-			if call.Headers[dbus.FieldMember].Value() == "ListUnitsByPatterns" {
-				c.change(managerItself, func(u *fakeUnit) { u.properties = managerProperties(1, 8) })
-			}
+	c.when(func(member string, _ []any) {
+		if member == "ListUnitsByPatterns" {
+			c.units[managerItself].properties[managerInterface+".NInstalledJobs"] = uint32(8)
 		}
 	})
 	a.look(t)
+	c.asked()
 	c.change("a.service", func(u *fakeUnit) { u.properties[unitInterface+".StateChangeTimestampMonotonic"] = uint64(later) })
-	a.Socket = bulktest.Serve(t, c.serve)
 	a.stores(t)
 	if diff := cmp.Diff([]string{"a.service", "running.service"}, c.asked()); diff != "" {
 		t.Errorf("asked for in the end (-want +got):\n%s", diff)

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -153,6 +154,7 @@ func TestWhatWasDraftedIsClosedWhenSomethingIsPrepared(t *testing.T) {
 // A manifest is the first file of its own unit's session alone, though that of another may
 // have the same tokens.
 func TestWhatWasDraftedIsNotTheManifestOfAnothersSession(t *testing.T) {
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1)) // one unit after the other
 	w := newWorld(t)
 	w.kernel.MaxSessions = 2
 	w.add("a.service", "yes")

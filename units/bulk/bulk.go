@@ -27,6 +27,10 @@ import (
 // is in memory on both sides.
 const window = 1024
 
+// piece is how many calls are written at a time. More follow before all others have been
+// answered: PID 1 goes on with a shutdown as soon as it has nothing to answer.
+const piece = 128
+
 // ErrProtocol says that what came is not what D-Bus's specification allows, or
 // not the kind of answer that was expected.
 var ErrProtocol = errors.New("malformed D-Bus message")
@@ -63,7 +67,7 @@ type Conn struct {
 	ended  bool // it has failed
 	serial uint32
 	call   []byte // the call that is written last
-	calls  []byte // those of one round, one right behind the other
+	calls  []byte // those of one piece, one right behind the other
 }
 
 // Dial connects to the service manager's socket at path and authenticates as
@@ -121,40 +125,50 @@ func (c *Conn) authenticate() error {
 // are there. The error is of the connection, which is then of no use any more,
 // or that of ctx; the calls' own are in them.
 func (c *Conn) Do(ctx context.Context, calls []Call, answered func(i int)) error {
-	if answered == nil {
-		answered = func(int) {}
-	}
-	return c.within(ctx, func() error {
-		for start := 0; start < len(calls); start += window {
-			batch := calls[start:min(start+window, len(calls))]
-			if err := c.round(batch, func(i int) { answered(start + i) }); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	return c.within(ctx, func() error { return c.exchange(calls, answered) })
 }
 
-// round makes calls, and reads answers while it still writes, so that neither
-// side waits for the other to read.
-func (c *Conn) round(calls []Call, answered func(i int)) error {
+// exchange reads answers while it still writes calls, so that neither side waits for the
+// other to read.
+func (c *Conn) exchange(calls []Call, answered func(i int)) error {
 	first := c.serial + 1
-	c.calls = c.calls[:0]
-	for i := range calls {
-		c.serial++
-		c.call = encodeCall(c.call, c.serial, &calls[i])
-		c.calls = append(c.calls, c.call...)
+	c.serial += uint32(len(calls))
+	room := make(chan struct{}, window/piece+len(calls)/piece) // for a piece each
+	for range window / piece {
+		room <- struct{}{}
 	}
 	written := make(chan error, 1)
-	go func() {
-		_, err := c.stream.Write(c.calls)
-		written <- err
-	}()
-	err := c.answers(first, calls, answered)
+	go func() { written <- c.write(first, calls, room) }()
+	n := 0
+	err := c.answers(first, calls, func(i int) {
+		if n++; n%piece == 0 {
+			room <- struct{}{}
+		}
+		if answered != nil {
+			answered(i)
+		}
+	})
 	if err != nil {
 		c.stream.end() // so that the writer ends
 	}
+	close(room)
 	return errors.Join(err, <-written)
+}
+
+// write writes calls, a piece as soon as there is room for it.
+func (c *Conn) write(first uint32, calls []Call, room <-chan struct{}) error {
+	for start := 0; start < len(calls); start += piece {
+		<-room
+		c.calls = c.calls[:0]
+		for i := start; i < min(start+piece, len(calls)); i++ {
+			c.call = encodeCall(c.call, first+uint32(i), &calls[i])
+			c.calls = append(c.calls, c.call...)
+		}
+		if _, err := c.stream.Write(c.calls); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // answers reads messages until each call has its answer. Signals, which PID 1

@@ -321,21 +321,32 @@ func TestAnswersAreReadWhileCallsAreWritten(t *testing.T) {
 	echo(ctx, t, conn, 2500, strings.Repeat("x", 2000))
 }
 
-func TestNoMoreCallsAreOnTheirWayThanPID1Queues(t *testing.T) {
-	const window = 1024
+// As many calls come as have been answered, a few at a time, and never all at once when
+// there is nothing left to answer.
+func TestCallsFollowWhileOthersAreAnswered(t *testing.T) {
+	const window, piece, all = 1024, 128, 2*1024 + 1
 	ctx, conn := dial(t, func(p *bulktest.Peer) {
-		for answered := 0; ; answered += window {
-			calls := p.Calls(min(window, 2*window+1-answered))
-			if len(calls) == 0 {
+		var waiting []*dbus.Message
+		for came := 0; came < all; {
+			n := min(window-len(waiting), all-came)
+			more := p.Calls(n)
+			if len(more) < n {
+				t.Errorf("%d more calls came, and not %d, when %d were not answered", len(more), n, len(waiting))
 				return
 			}
-			if last := calls[len(calls)-1]; p.Waiting() {
-				t.Errorf("more calls came when %d were not answered, the last with serial %d", len(calls), last.Serial())
+			came += n
+			waiting = append(waiting, more...)
+			if p.Waiting() {
+				t.Errorf("more calls came when %d were not answered, the last with serial %d", len(waiting), more[n-1].Serial())
 			}
-			for _, call := range calls {
+			for _, call := range waiting[:piece] {
 				p.Send(bulktest.Return(call, call.Body[0]))
 			}
+			waiting = waiting[piece:]
+		}
+		for _, call := range waiting {
+			p.Send(bulktest.Return(call, call.Body[0]))
 		}
 	})
-	echo(ctx, t, conn, 2*window+1, "")
+	echo(ctx, t, conn, all, "")
 }

@@ -195,6 +195,26 @@ func TestDoEndsWithItsContext(t *testing.T) {
 	}
 }
 
+// Whether the calls that are left are on their way or wait for room, nobody waits for them.
+func TestDoEndsWithTheConnection(t *testing.T) {
+	for name, take := range map[string]int{"not even read": 1, "no room": 1024} {
+		t.Run(name, func(t *testing.T) {
+			ctx, conn := dial(t, func(p *bulktest.Peer) {
+				p.Calls(take)
+				p.SendBytes(make([]byte, 16))
+				<-t.Context().Done()
+			})
+			calls := make([]bulk.Call, 2000)
+			for i := range calls {
+				calls[i] = text(new(string), strings.Repeat("x", 1000))
+			}
+			if err := conn.Do(ctx, calls, nil); !errors.Is(err, bulk.ErrProtocol) || ctx.Err() != nil {
+				t.Errorf("Do: %v; its context: %v", err, ctx.Err())
+			}
+		})
+	}
+}
+
 // The context that ends when all is answered may have ended the connection too.
 func TestDoWhoseContextHasEndedNeverSucceeds(t *testing.T) {
 	cause := errors.New("no time left")

@@ -59,11 +59,10 @@ type moment struct {
 // that turns stores round, its fds may have other numbers, and units another User=.
 func (a *Ahead) now(ctx context.Context, asker asker) (now moment, err error) {
 	var version string
-	manager := func(property string, dest any) bulk.Call {
-		return getProperty(managerPath, managerInterface, property, func(b *bulk.Reader) { readValue(b, dest) })
-	}
 	calls := []bulk.Call{
-		manager("UnitsLoadTimestampMonotonic", &now.loaded), manager("NInstalledJobs", &now.jobs), manager("Version", &version),
+		managerProperty("UnitsLoadTimestampMonotonic", &now.loaded),
+		managerProperty("NInstalledJobs", &now.jobs),
+		managerProperty("Version", &version),
 		listServices([]string{"*.service"}, &now.services), // behind the jobs: one that comes meanwhile is seen later
 	}
 	if err := asker.calls(ctx, calls, nil); err != nil {
@@ -72,7 +71,6 @@ func (a *Ahead) now(ctx context.Context, asker asker) (now moment, err error) {
 	if err := calls[3].Err; err != nil {
 		return now, fmt.Errorf("list the services: %w", err)
 	}
-	sortServices(now.services)
 	if unknown := calls[0].Err != nil; unknown || now.loaded != a.loaded {
 		a.Close() // if it is not known, all is read in the end
 	}
@@ -242,7 +240,7 @@ func (a *Ahead) recheck(ctx context.Context, asker asker, now moment) error {
 			a.forget(s)
 			continue
 		}
-		asked := &answer{s, 1, uint32(len(s.store.Entries))} // as it is when nothing has changed
+		asked := &answer{old: s, since: 1, stored: uint32(len(s.store.Entries))} // as it is when nothing has changed
 		answers[s.store] = asked
 		if now.jobs == 0 || now.jobs != s.jobs {
 			asked.since = 0

@@ -191,16 +191,11 @@ func (a asker) services(ctx context.Context, patterns []string) ([]loaded, error
 	if err := errors.Join(a.calls(ctx, calls, nil), calls[0].Err); err != nil {
 		return nil, fmt.Errorf("list the services: %w", err)
 	}
-	sortServices(list)
 	return list, nil
 }
 
-func sortServices(list []loaded) {
-	slices.SortFunc(list, func(a, b loaded) int { return strings.Compare(a.name, b.name) })
-}
-
 // listServices is the call that lists the loaded services whose names match one of
-// patterns, in which a backslash stands for itself (FNM_NOESCAPE, unit_passes_filter in
+// patterns, sorted, in which a backslash stands for itself (FNM_NOESCAPE, unit_passes_filter in
 // src/core/unit.c, systemd 257).
 func listServices(patterns []string, list *[]loaded) bulk.Call {
 	return bulk.Call{
@@ -222,6 +217,7 @@ func listServices(patterns []string, list *[]loaded) bulk.Call {
 					*list = append(*list, s)
 				}
 			})
+			slices.SortFunc(*list, func(a, b loaded) int { return strings.Compare(a.name, b.name) })
 		},
 	}
 }
@@ -282,6 +278,11 @@ func (q *questions) dump(s *Store) {
 func (q *questions) property(s *Store, iface, name string, dest any) {
 	q.calls = append(q.calls, getProperty(unitPath(s.Unit), iface, name, func(b *bulk.Reader) { readValue(b, dest) }))
 	q.about = append(q.about, about{store: s, what: "property " + name, fine: []string{errUnknownObject}, undo: func() {}})
+}
+
+// managerProperty is a call for a property of PID 1 itself, as property is for a unit's.
+func managerProperty(name string, dest any) bulk.Call {
+	return getProperty(managerPath, managerInterface, name, func(b *bulk.Reader) { readValue(b, dest) })
 }
 
 // getProperty is a call for a property, which read reads as a variant.

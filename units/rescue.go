@@ -82,9 +82,7 @@ func carries(version string) bool { return majorVersion(version) >= carryingVers
 
 // Version returns PID 1's version, such as "257.13-1~deb13u1".
 func (r *Reader) Version(ctx context.Context) (version string, err error) {
-	calls := []bulk.Call{
-		getProperty(managerPath, managerInterface, "Version", func(b *bulk.Reader) { readValue(b, &version) }),
-	}
+	calls := []bulk.Call{managerProperty("Version", &version)}
 	err = r.connected(ctx, func(ctx context.Context, a asker) error { return a.calls(ctx, calls, nil) })
 	if err = errors.Join(err, calls[0].Err); err != nil {
 		return "", fmt.Errorf("read the version of the service manager: %w", err)

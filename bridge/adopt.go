@@ -22,6 +22,8 @@ func (h *Holder) adopt(passed []notify.Passed) {
 			h.sessions[kho.IndexSession] = session.Adopt(h.Kernel, p.FD)
 		case strings.HasPrefix(p.Name, keptPrefix) && h.kept[p.Name] == nil:
 			h.kept[p.Name] = p.FD
+		case p.Name == bundleName:
+			h.adoptBundle(p)
 		case p.Name == retrievingName:
 			h.cut = true
 			_ = p.FD.Close() // a mark: the store has its own

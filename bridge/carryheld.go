@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/fdbridge/fdbridge/internal/bundle"
 	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/kho"
 	"github.com/fdbridge/fdbridge/session"
@@ -108,9 +109,11 @@ func (p *Preserver) takeHeld(store *units.Store, duplicator Duplicator) (parcels
 func (p *Preserver) takeOver(store *units.Store, duplicator Duplicator) (*leftHeld, error) {
 	left := &leftHeld{sessions: map[string]*session.Session{}, kept: map[string]*fd.FD{},
 		done: map[string]bool{}, taken: map[string]*fd.FD{}, unread: map[string]bool{}}
-	var kept []units.Entry
+	var kept, bundles []units.Entry
 	for _, e := range store.Entries {
 		switch {
+		case e.Name == bundleName:
+			bundles = append(bundles, e)
 		case strings.HasPrefix(e.Name, donePrefix):
 			left.done[e.Name] = true
 		case strings.HasPrefix(e.Name, keptPrefix):
@@ -123,6 +126,7 @@ func (p *Preserver) takeOver(store *units.Store, duplicator Duplicator) (*leftHe
 			left.kept[kept[i].Name] = file.FD
 		}
 	}
+	failed = append(failed, p.openBundles(left, bundles, duplicator)...)
 	sessions, err := duplicator.Sessions()
 	for _, f := range sessions {
 		s := session.Adopt(p.Kernel, f)
@@ -134,6 +138,22 @@ func (p *Preserver) takeOver(store *units.Store, duplicator Duplicator) (*leftHe
 		left.sessions[name] = s
 	}
 	return left, errors.Join(append(failed, err)...)
+}
+
+// openBundles duplicates the sessions in bundles.
+func (p *Preserver) openBundles(left *leftHeld, bundles []units.Entry, duplicator Duplicator) (failed []error) {
+	files, failed := duplicator.Dup(bundles)
+	for _, file := range files {
+		if file == nil {
+			continue
+		}
+		list, err := bundle.Open(file.FD)
+		failed = append(failed, err, file.FD.Close())
+		for _, named := range list {
+			left.sessions[named.Name] = session.Adopt(p.Kernel, named.FD)
+		}
+	}
+	return failed
 }
 
 // index reads the index of the last live update; nil without one.
@@ -162,9 +182,6 @@ func (p *Preserver) held(left *leftHeld, unit *kho.IndexUnit) (*parcel, error) {
 	}
 	at := address{unit.Sessions[0], unit.Token}
 	manifest, err := left.manifest(at, unit.Unit)
-	if errors.Is(err, session.ErrNoToken) {
-		return nil, nil // finished and not yet removed
-	}
 	if err != nil {
 		return nil, err
 	}
@@ -183,7 +200,18 @@ func (l *leftHeld) has(unit *kho.IndexUnit) bool {
 		return false
 	}
 	at := address{unit.Sessions[0], unit.Token}
-	return !l.done[doneName(at)] && (l.sessions[at.session] != nil || l.kept[keptName(at)] != nil)
+	s := l.sessions[at.session]
+	switch {
+	case l.done[doneName(at)]:
+		return false
+	case l.kept[keptName(at)] != nil:
+		return true
+	case s == nil:
+		return false
+	}
+	f, err := s.RetrieveFD(at.token)
+	_ = f.Close()                              // it was only to be seen
+	return !errors.Is(err, session.ErrNoToken) // finished, and not yet removed
 }
 
 // manifest reads a manifest and keeps its file until close.

@@ -51,6 +51,7 @@ type Holder struct {
 	mu       sync.Mutex
 	index    *kho.Index // nil when nothing was handed over
 	sessions map[string]*session.Session
+	bundled  map[string]bool    // the sessions in bundles that are not finished, and "" if there may be more
 	kept     map[string]*fd.FD  // by their names in the store
 	held     []*holding         // in the order of the index
 	opened   map[string]*opened // by the kernel's name of the session

@@ -20,7 +20,8 @@ import (
 // characters that are not allowed in it, so a hash stands for them.
 //
 //	index              the session of the index
-//	s-HASH             a session
+//	sessions           sessions of units: see package bundle
+//	s-HASH             a session that a service has for itself, and that came
 //	f-HASH-TOKEN       a kept file: what the session has, or had, under the token
 //	b-HASH-INVOCATION  a delivery of the parcel was begun when its unit was started,
 //	                   in this invocation of the unit
@@ -37,6 +38,7 @@ import (
 // of both units in it.
 const (
 	indexName      = "index"
+	bundleName     = "sessions"
 	sessionPrefix  = "s-"
 	keptPrefix     = "f-"
 	begunPrefix    = "b-"
@@ -61,7 +63,7 @@ func storeHash(text string) string {
 	return hex.EncodeToString(sum[:8])
 }
 
-// sessionName is the name of a session in the store.
+// sessionName is the name in the store of a session that is an entry of its own.
 func sessionName(session string) string {
 	if session == kho.IndexSession {
 		return indexName

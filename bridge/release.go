@@ -130,12 +130,22 @@ func (h *Holder) finish(name string) error {
 }
 
 // forget lets go of a session that is finished: what is left of it is only a
-// descriptor.
+// descriptor. That of a unit's session stays in fdbridged's store until all are finished
+// that are there in a bundle.
 func (h *Holder) forget(name string) {
-	if err := errors.Join(h.Keeper.Remove(sessionName(name)), h.sessions[name].Close()); err != nil {
+	err := h.sessions[name].Close()
+	delete(h.sessions, name)
+	entry := sessionName(name)
+	if h.bundled[name] {
+		delete(h.bundled, name)
+		entry = bundleName
+	}
+	if entry != bundleName || len(h.bundled) == 0 {
+		err = errors.Join(err, h.Keeper.Remove(entry))
+	}
+	if err != nil {
 		h.problem(journal.About{Session: name}, "The session %s, which is empty, stays in fdbridged's store: %v", name, err)
 	}
-	delete(h.sessions, name)
 }
 
 // discard lets go of the kept files of sessions that nobody needs any more.

@@ -34,7 +34,7 @@ const (
 // session that was not retrieved stays in the kernel until the next boot.
 func (h *Holder) Restore(ctx context.Context, passed []notify.Passed) {
 	h.mu.Lock()
-	h.sessions, h.kept = map[string]*session.Session{}, map[string]*fd.FD{}
+	h.sessions, h.bundled, h.kept = map[string]*session.Session{}, map[string]bool{}, map[string]*fd.FD{}
 	h.outcome = map[string]string{}
 	h.begun, h.done, h.missing = map[string]string{}, map[string]bool{}, map[string]error{}
 	h.assigned = map[string]string{}
@@ -188,7 +188,7 @@ func (h *Holder) fetchIndex(device *session.Device) (found bool, err error) {
 	if err := mark(h.Keeper, retrievingName, ""); err != nil {
 		h.problem(journal.About{}, "What is lost if fdbridged crashes now will not be known: %v", err)
 	}
-	err = h.fetch(device, kho.IndexSession)
+	err = h.fetch(device, kho.IndexSession, h.storeSession)
 	switch {
 	case errors.Is(err, session.ErrNoSession) && !h.cut:
 		h.strangers()
@@ -207,16 +207,18 @@ func (h *Holder) fetchIndex(device *session.Device) (found bool, err error) {
 // fetchAll retrieves the sessions in the index that are not there yet; again says
 // that an earlier fdbridged had all of them.
 func (h *Holder) fetchAll(device *session.Device, again bool) {
+	bundles := bundler{h: h}
+	defer bundles.close()
 	for _, u := range h.index.Units {
 		for _, name := range u.Sessions {
-			if err := h.fetchNew(device, name, again); err != nil {
+			if err := h.fetchNew(device, name, again, bundles.store); err != nil {
 				h.missing[u.Unit] = err
 				h.problem(journal.About{Kind: journal.Held, Unit: u.Unit, Session: name}, "%s: Its fds cannot be restored: %v", u.Unit, err)
 			}
 		}
 	}
 	for _, s := range h.index.Services {
-		if err := h.fetchNew(device, s.Session, again); err != nil {
+		if err := h.fetchNew(device, s.Session, again, h.storeSession); err != nil {
 			h.missing[s.Session] = err
 			h.problem(journal.About{Kind: journal.Held, Unit: s.Unit, Session: s.Session}, "%s: Its session %q cannot be restored: %v", s.Unit, s.Name, err)
 		}
@@ -224,11 +226,11 @@ func (h *Holder) fetchAll(device *session.Device, again bool) {
 }
 
 // fetchNew is fetch for a session that is not there yet.
-func (h *Holder) fetchNew(device *session.Device, name string, again bool) error {
+func (h *Holder) fetchNew(device *session.Device, name string, again bool, store storing) error {
 	if h.sessions[name] != nil || h.earlier[name] {
 		return nil
 	}
-	err := h.fetch(device, name)
+	err := h.fetch(device, name, store)
 	// Sessions that were finished before a restart are gone, or a client that
 	// was given one is about to close it.
 	if again && (errors.Is(err, session.ErrNoSession) || errors.Is(err, session.ErrRetrieved)) {
@@ -241,8 +243,16 @@ func (h *Holder) fetchNew(device *session.Device, name string, again bool) error
 // kernel does when fdbridged is killed right after it has retrieved it.
 var errCut = errors.New("an fdbridged was killed before it had put the session into its store, which has emptied it")
 
+// storing puts a session into fdbridged's store.
+type storing func(name string, s *session.Session) error
+
+// storeSession is a storing that makes an entry of its own of it.
+func (h *Holder) storeSession(name string, s *session.Session) error {
+	return h.Keeper.Store(sessionName(name), s.FD())
+}
+
 // fetch retrieves one session and puts it into fdbridged's store at once.
-func (h *Holder) fetch(device *session.Device, name string) error {
+func (h *Holder) fetch(device *session.Device, name string, store storing) error {
 	s, err := device.Retrieve(name)
 	if h.cut && errors.Is(err, session.ErrNoSession) {
 		err = fmt.Errorf("%w: %w", errCut, err)
@@ -251,7 +261,7 @@ func (h *Holder) fetch(device *session.Device, name string) error {
 		return err
 	}
 	h.sessions[name] = s
-	if err := h.Keeper.Store(sessionName(name), s.FD()); err != nil {
+	if err := store(name, s); err != nil {
 		h.problem(journal.About{Session: name}, "The session %s will not survive a crash of fdbridged: %v", name, err)
 	}
 	return nil

@@ -22,7 +22,7 @@ func (h *Holder) adopt(passed []notify.Passed) {
 			h.sessions[kho.IndexSession] = session.Adopt(h.Kernel, p.FD)
 		case strings.HasPrefix(p.Name, keptPrefix) && h.kept[p.Name] == nil:
 			h.kept[p.Name] = p.FD
-		case p.Name == bundleName:
+		case isBundle(p.Name):
 			h.adoptBundle(p)
 		case p.Name == retrievingName:
 			h.cut = true
@@ -87,6 +87,7 @@ func (h *Holder) sortAdopted() (adopted map[string]bool) {
 	for _, u := range h.index.Units {
 		for _, name := range u.Sessions {
 			sessions[sessionName(name)] = name
+			sessions[name] = name // in a bundle
 		}
 	}
 	for _, s := range h.index.Services {

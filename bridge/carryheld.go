@@ -112,7 +112,7 @@ func (p *Preserver) takeOver(store *units.Store, duplicator Duplicator) (*leftHe
 	var kept, bundles []units.Entry
 	for _, e := range store.Entries {
 		switch {
-		case e.Name == bundleName:
+		case isBundle(e.Name):
 			bundles = append(bundles, e)
 		case strings.HasPrefix(e.Name, donePrefix):
 			left.done[e.Name] = true

@@ -134,7 +134,7 @@ type stepping struct {
 // retrieved, and is in no store when its last descriptor is closed, is gone, and
 // nothing but haste can be done about that.
 func (s stepping) Store(name string, f *fd.FD) error {
-	if !s.step() && name != "index" && name != "sessions" && !strings.HasPrefix(name, "s-") {
+	if !s.step() && name != "index" && !strings.HasPrefix(name, "sessions-") && !strings.HasPrefix(name, "s-") {
 		return nil
 	}
 	return s.keeper.Store(name, f)

@@ -87,7 +87,7 @@ func TestTheLastDecisionCounts(t *testing.T) {
 		w.add(unit, "yes")
 		w.deliverAs(d, unit)
 	}
-	if diff := cmp.Diff([]string{"a-", "sessions", "index"}, shapes(w.names(bridge.OwnUnit))); diff != "" {
+	if diff := cmp.Diff([]string{"a-", "sessions-0", "index"}, shapes(w.names(bridge.OwnUnit))); diff != "" {
 		t.Errorf("fdbridged's store (-want +got):\n%s", diff)
 	}
 	d.stop()

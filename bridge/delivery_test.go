@@ -230,7 +230,7 @@ func TestADeliveryThatFailsLeavesNothingBehindAndAllHeld(t *testing.T) {
 			if p := d.holder.Problems(); len(p) != 1 || !strings.Contains(p[0], test.says) || !strings.Contains(p[0], "held on") {
 				t.Errorf("problems: %q", p)
 			}
-			if diff := cmp.Diff([]string{"sessions", "index"}, shapes(u.names(bridge.OwnUnit))); diff != "" {
+			if diff := cmp.Diff([]string{"sessions-0", "index"}, shapes(u.names(bridge.OwnUnit))); diff != "" {
 				t.Errorf("fdbridged's store (-want +got):\n%s", diff)
 			}
 			n, err = u.deliver(d.socket, unit)

@@ -51,7 +51,8 @@ type Holder struct {
 	mu       sync.Mutex
 	index    *kho.Index // nil when nothing was handed over
 	sessions map[string]*session.Session
-	bundled  map[string]bool    // the sessions in bundles that are not finished, and "" if there may be more
+	bundled  map[string]string  // of sessions in bundles that are not finished: the bundles' names in the store
+	unopened map[string]bool    // the bundles that cannot be opened
 	kept     map[string]*fd.FD  // by their names in the store
 	held     []*holding         // in the order of the index
 	opened   map[string]*opened // by the kernel's name of the session

@@ -328,7 +328,7 @@ func TestWhatIsDeliveredIsNotDeliveredAgainThoughItCannotBeFinished(t *testing.T
 	for range 2 {
 		n, err := u.deliver(d.socket, "a.service")
 		result{n, err}.check(t, "a.service", 0)
-		if diff := cmp.Diff([]string{"d-", "sessions", "index"}, shapes(u.names(bridge.OwnUnit))); diff != "" {
+		if diff := cmp.Diff([]string{"d-", "sessions-0", "index"}, shapes(u.names(bridge.OwnUnit))); diff != "" {
 			t.Errorf("fdbridged's store (-want +got):\n%s", diff)
 		}
 		d.stop()

@@ -199,7 +199,7 @@ func (h *hasty) Remove(name string) error {
 func TestASessionThatIsLostWhenFdbridgedIsKilledIsNamed(t *testing.T) {
 	for name, test := range map[string]struct{ lose, names string }{
 		"the index": {"index", "handed over"},
-		"a unit's":  {"sessions", "a.service"},
+		"a unit's":  {"sessions-", "a.service"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			u := update(t, stores["one unit"])

@@ -20,8 +20,8 @@ import (
 // characters that are not allowed in it, so a hash stands for them.
 //
 //	index              the session of the index
-//	sessions           sessions of units: see package bundle
-//	s-HASH             a session that a service has for itself, and that came
+//	sessions-N         a bundle of units' sessions: see bundler
+//	s-HASH             a session that is in none
 //	f-HASH-TOKEN       a kept file: what the session has, or had, under the token
 //	b-HASH-INVOCATION  a delivery of the parcel was begun when its unit was started,
 //	                   in this invocation of the unit
@@ -38,7 +38,7 @@ import (
 // of both units in it.
 const (
 	indexName      = "index"
-	bundleName     = "sessions"
+	bundlePrefix   = "sessions-"
 	sessionPrefix  = "s-"
 	keptPrefix     = "f-"
 	begunPrefix    = "b-"

@@ -130,22 +130,16 @@ func (h *Holder) finish(name string) error {
 }
 
 // forget lets go of a session that is finished: what is left of it is only a
-// descriptor. That of a unit's session stays in fdbridged's store until all are finished
-// that are there in a bundle.
+// descriptor.
 func (h *Holder) forget(name string) {
-	err := h.sessions[name].Close()
-	delete(h.sessions, name)
-	entry := sessionName(name)
-	if h.bundled[name] {
-		delete(h.bundled, name)
-		entry = bundleName
+	remove := func() error { return h.Keeper.Remove(sessionName(name)) }
+	if h.bundled[name] != "" {
+		remove = func() error { return h.unbundle(name) }
 	}
-	if entry != bundleName || len(h.bundled) == 0 {
-		err = errors.Join(err, h.Keeper.Remove(entry))
-	}
-	if err != nil {
+	if err := errors.Join(remove(), h.sessions[name].Close()); err != nil {
 		h.problem(journal.About{Session: name}, "The session %s, which is empty, stays in fdbridged's store: %v", name, err)
 	}
+	delete(h.sessions, name)
 }
 
 // discard lets go of the kept files of sessions that nobody needs any more.

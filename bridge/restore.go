@@ -34,7 +34,8 @@ const (
 // session that was not retrieved stays in the kernel until the next boot.
 func (h *Holder) Restore(ctx context.Context, passed []notify.Passed) {
 	h.mu.Lock()
-	h.sessions, h.bundled, h.kept = map[string]*session.Session{}, map[string]bool{}, map[string]*fd.FD{}
+	h.sessions, h.kept = map[string]*session.Session{}, map[string]*fd.FD{}
+	h.bundled, h.unopened = map[string]string{}, map[string]bool{}
 	h.outcome = map[string]string{}
 	h.begun, h.done, h.missing = map[string]string{}, map[string]bool{}, map[string]error{}
 	h.assigned = map[string]string{}
@@ -156,7 +157,7 @@ func (h *Holder) open(ctx context.Context, again bool) error {
 		h.restored = span{start, time.Since(start)}
 		h.report()
 	}
-	if len(h.missing) == 0 {
+	if len(h.missing)+len(h.unopened) == 0 {
 		h.tidy()
 	}
 	return nil
@@ -301,7 +302,7 @@ func (h *Holder) isThere(manifest address, adopted map[string]bool) bool {
 	case h.kept[keptName(manifest)] != nil:
 		return true
 	case s == nil:
-		return false
+		return len(h.unopened) > 0
 	case !adopted[manifest.session]:
 		return true
 	}

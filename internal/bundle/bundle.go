@@ -6,6 +6,8 @@
 // only ever looked at and never taken out: they stay open as long as the socket
 // does, whoever has it. So a process can entrust another with a thousand descriptors by
 // passing one, and find them behind it again when it has been killed meanwhile.
+//
+// What is in a queue counts for the user who has put it there: see Add.
 package bundle
 
 import (
@@ -23,7 +25,8 @@ var (
 	// 270 under Linux's standard net.core.wmem_default, to which each message is
 	// charged with what the kernel needs for it.
 	ErrFull = errors.New("the bundle is full")
-	// ErrMessage says that there is something in the queue that Add does not send.
+	// ErrMessage says that there is something in the queue that Add does not send, or
+	// a descriptor that this process has no room for.
 	ErrMessage = errors.New("not the message of one descriptor")
 )
 
@@ -51,6 +54,11 @@ func (b *Bundle) FD() *fd.FD { return b.queue }
 
 // Add adds a duplicate of f, which stays the caller's, under a name of 1 to 255 bytes.
 // Errors: ErrFull, or what sendmsg(2) says.
+//
+// As long as there are more descriptors of a user in queues of sockets than a process
+// of that user may have open (RLIMIT_NOFILE), this process can pass none to another, with
+// ETOOMANYREFS, unless it has CAP_SYS_ADMIN or CAP_SYS_RESOURCE (too_many_unix_fds in
+// net/core/scm.c, Linux 6.18). So there should not be many hundreds in bundles.
 func (b *Bundle) Add(name string, f *fd.FD) error {
 	if len(name) == 0 || len(name) > maxName {
 		return fmt.Errorf("add a descriptor to a bundle: its name has %d bytes", len(name))
@@ -85,9 +93,9 @@ type Named struct {
 }
 
 // Open returns duplicates of all descriptors behind f, which was a Bundle's, in the
-// order in which they were added; the caller owns them. The bundle stays as it is. Only
-// one Open of a bundle may be under way on the machine. With an error, which may be
-// ErrMessage, there may be more.
+// order in which they were added; the caller owns them. The bundle stays as it is. Where
+// the next message is looked at is the socket's, so that only one Open of a bundle may be
+// under way on the machine. With an error, which may be ErrMessage, there may be more.
 func Open(f *fd.FD) (list []Named, err error) {
 	err = f.Do(func(raw int) error {
 		// From where the next message is looked at; the kernel moves it on (socket(7)).

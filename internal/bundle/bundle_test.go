@@ -149,11 +149,16 @@ func TestWhatIsNoBundleIsAnError(t *testing.T) {
 			}
 			f, way := fd.New(pair[0]), fd.New(pair[1])
 			defer func() { _ = errors.Join(f.Close(), way.Close()) }()
-			if err := way.Do(send); err != nil {
+			good := func(raw int) error { return unix.Sendmsg(raw, []byte("good"), unix.UnixRights(raw), nil, 0) }
+			if err := errors.Join(way.Do(good), way.Do(send), way.Do(good)); err != nil {
 				t.Fatal(err)
 			}
-			if list, err := bundle.Open(f); !errors.Is(err, bundle.ErrMessage) || len(list) > 0 {
+			list, err := bundle.Open(f)
+			if !errors.Is(err, bundle.ErrMessage) || len(list) != 1 || list[0].Name != "good" {
 				t.Errorf("%v, %v", list, err)
+			}
+			for _, named := range list {
+				_ = named.FD.Close()
 			}
 		})
 	}

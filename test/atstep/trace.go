@@ -176,7 +176,7 @@ func message(text string) string {
 			continue
 		}
 		_, name, _ := strings.Cut(text, "FDNAME=")
-		if verb == "FDSTORE=1" && (name == "index" || name == "sessions" || strings.HasPrefix(name, "s-")) {
+		if verb == "FDSTORE=1" && (name == "index" || strings.HasPrefix(name, "sessions-") || strings.HasPrefix(name, "s-")) {
 			return "" // see the command's comment
 		}
 		return strings.ReplaceAll(text, "\n", " ")

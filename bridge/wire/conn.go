@@ -124,10 +124,7 @@ func (c *Conn) sendmsg(data, oob []byte) error {
 // packet is passed over, or taken for the end.
 func (c *Conn) Receive(v any) (*fd.FD, error) {
 	data := make([]byte, MaxPacket)
-	// Room for one fd: the kernel installs no more than fit (scm_max_fds,
-	// net/core/scm.c), so that surplus ones are never this process's to close.
-	// CmsgSpace would round up to room for two.
-	oob := make([]byte, unix.CmsgLen(4))
+	oob := make([]byte, fd.RoomForOne)
 	n, oobn, flags, err := c.recvmsg(data, oob)
 	if err == nil && n == 0 && oobn == 0 {
 		// The kernel looks for a packet first, and then whether the peer has hung up: one
@@ -141,7 +138,10 @@ func (c *Conn) Receive(v any) (*fd.FD, error) {
 	if n == 0 && oobn == 0 {
 		return nil, io.EOF
 	}
-	f, err := carried(oob[:oobn])
+	f, err := fd.Received(oob[:oobn])
+	if err != nil {
+		err = fmt.Errorf("%w: %w", ErrPacket, err)
+	}
 	if err == nil && flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
 		err = fmt.Errorf("%w: more than %d bytes or more than one fd", ErrPacket, MaxPacket)
 	}
@@ -171,29 +171,6 @@ func (c *Conn) recvmsg(data, oob []byte) (n, oobn, flags int, err error) {
 		err = os.NewSyscallError("recvmsg", result)
 	}
 	return n, oobn, flags, err
-}
-
-// carried returns the fd of a control message, nil when there is none.
-func carried(oob []byte) (*fd.FD, error) {
-	messages, err := unix.ParseSocketControlMessage(oob)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrPacket, err)
-	}
-	var f *fd.FD
-	for i := range messages {
-		if messages[i].Header.Type != unix.SCM_RIGHTS {
-			continue
-		}
-		fds, err := unix.ParseUnixRights(&messages[i])
-		if err != nil {
-			_ = f.Close()
-			return nil, fmt.Errorf("%w: %w", ErrPacket, err)
-		}
-		for _, raw := range fds { // one at most: see the room in Receive
-			f = fd.New(raw)
-		}
-	}
-	return f, nil
 }
 
 // Peer returns a pidfd of the process that connected (SO_PEERPIDFD, Linux 6.5),

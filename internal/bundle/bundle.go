@@ -122,12 +122,12 @@ func Open(f *fd.FD) (list []Named, err error) {
 // peek looks at the next message.
 func peek(raw int) (Named, error) {
 	name := make([]byte, maxName)
-	rights := make([]byte, unix.CmsgLen(4)) // room for one: no other is installed
+	rights := make([]byte, fd.RoomForOne)
 	n, rightsn, flags, _, err := unix.Recvmsg(raw, name, rights, unix.MSG_PEEK|unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
 	if err != nil {
 		return Named{}, os.NewSyscallError("recvmsg", err)
 	}
-	f, err := carried(rights[:rightsn])
+	f, err := fd.Received(rights[:rightsn])
 	if err == nil && (f == nil || flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0) {
 		err = ErrMessage
 	}
@@ -136,17 +136,4 @@ func peek(raw int) (Named, error) {
 		return Named{}, err
 	}
 	return Named{string(name[:n]), f}, nil
-}
-
-// carried returns the descriptor of a control message, nil when there is none.
-func carried(rights []byte) (*fd.FD, error) {
-	messages, err := unix.ParseSocketControlMessage(rights)
-	if err != nil || len(messages) == 0 {
-		return nil, err
-	}
-	numbers, err := unix.ParseUnixRights(&messages[0])
-	if err != nil || len(numbers) == 0 {
-		return nil, err
-	}
-	return fd.New(numbers[0]), nil
 }

@@ -4,8 +4,6 @@ package bridge
 
 import (
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 
 	"github.com/fdbridge/fdbridge/bridge/journal"
@@ -32,9 +30,9 @@ const (
 // a thousand sessions it did little else for two seconds of a boot.
 type bundler struct {
 	h    *Holder
-	last *bundle.Bundle // nil when there is none that can be added to
+	last *bundle.Bundle // nil at first
 	name string         // its name in the store
-	room int            // how many more it takes
+	room int            // how many more it takes; it is closed when there is none
 }
 
 // store is a storing. What finds no place in a bundle becomes an entry of its own.
@@ -72,12 +70,21 @@ func (b *bundler) close() { _ = b.last.Close() }
 
 // freeBundle returns the name of a bundle in which nothing is known to be.
 func (h *Holder) freeBundle() string {
-	used := slices.Collect(maps.Values(h.bundled))
 	for n := 0; ; n++ {
-		if name := fmt.Sprint(bundlePrefix, n); !slices.Contains(used, name) {
+		if name := fmt.Sprint(bundlePrefix, n); !h.isNeeded(name) {
 			return name
 		}
 	}
+}
+
+// isNeeded tells whether a session that is not finished is in a bundle.
+func (h *Holder) isNeeded(bundle string) bool {
+	for _, name := range h.bundled {
+		if name == bundle {
+			return true
+		}
+	}
+	return false
 }
 
 // adoptBundle takes over the sessions in a bundle, by their own names. One that cannot be
@@ -97,12 +104,15 @@ func (h *Holder) adoptBundle(p notify.Passed) {
 	}
 }
 
-// unbundle takes a session that is finished out of those that are in bundles. What is left is a
-// descriptor, which stays until nothing in its bundle is needed any more.
-func (h *Holder) unbundle(session string) error {
-	name := h.bundled[session]
+// unstore takes a session that is finished out of fdbridged's store. One in a bundle is only a
+// descriptor, which stays there until nothing in its bundle is needed any more.
+func (h *Holder) unstore(session string) error {
+	name, bundled := h.bundled[session]
+	if !bundled {
+		return h.Keeper.Remove(sessionName(session))
+	}
 	delete(h.bundled, session)
-	if h.unopened[name] || slices.Contains(slices.Collect(maps.Values(h.bundled)), name) {
+	if h.unopened[name] || h.isNeeded(name) {
 		return nil
 	}
 	return h.Keeper.Remove(name)

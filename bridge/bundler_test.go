@@ -5,7 +5,6 @@ package bridge_test
 import (
 	"errors"
 	"fmt"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -64,11 +63,8 @@ func TestTheSessionsOfManyUnitsTakeFewEntriesInTheStore(t *testing.T) {
 		}
 	}
 	entries()
-	delivered := append(slices.Clone(u.units[:2*64+1]), u.units[count-2:]...)
-	for _, unit := range delivered {
-		n, err := u.deliver(d.socket, unit)
-		result{n, err}.check(t, unit, 1)
-	}
+	u.deliverTo(t, d, u.units[:2*64+1]...)
+	u.deliverTo(t, d, u.units[count-2:]...)
 	want[0], want[1] = want[0]-2, want[1]-2
 	for range 3 { // the first of the third bundle is finished, and still there
 		entries()
@@ -99,25 +95,20 @@ func TestFdbridgedIsKilledWithABundleHalfFull(t *testing.T) {
 		}
 		return nil
 	}
-	own := keeper{m: u.manager, unit: bridge.OwnUnit}
-	u.start(t.Context(), filepath.Join(t.TempDir(), "socket"), &hasty{keeper: own, lose: "s-"}).stop()
+	u.serveOwn().stop()
 	u.kernel.Fail = nil
 	u.put(bridge.OwnUnit, "retrieving", "")
 	d := u.serveOwn()
 	if diff := cmp.Diff([3]int{2, 0, 1}, u.entries()); diff != "" {
 		t.Errorf("entries (-want +got):\n%s\n%s", diff, u.logged())
 	}
-	for _, unit := range u.units[1:] {
-		n, err := u.deliver(d.socket, unit)
-		result{n, err}.check(t, unit, 1)
-	}
+	u.deliverTo(t, d, u.units[1:]...)
 	d.stop()
 	d = u.serveOwn()
 	if diff := cmp.Diff(u.units[:1], d.holder.Units()); diff != "" {
 		t.Errorf("held (-want +got):\n%s", diff)
 	}
-	n, err := u.deliver(d.socket, u.units[0])
-	result{n, err}.check(t, u.units[0], 1)
+	u.deliverTo(t, d, u.units[0])
 	u.check(t, d)
 }
 
@@ -134,10 +125,7 @@ func TestABundleThatCannotBeOpenedIsReportedAndNothingOfItLost(t *testing.T) {
 			}
 			slices.SortFunc(u.units, func(a, b string) int { return sessions(a) - sessions(b) })
 			last := u.units[len(u.units)-1]
-			for _, unit := range u.units[:len(u.units)-1] {
-				n, err := u.deliver(d.socket, unit)
-				result{n, err}.check(t, unit, len(u.want[unit]))
-			}
+			u.deliverTo(t, d, u.units[:len(u.units)-1]...)
 			d.stop()
 			mend := u.breakBundle()
 			before := u.names(bridge.OwnUnit)
@@ -157,8 +145,7 @@ func TestABundleThatCannotBeOpenedIsReportedAndNothingOfItLost(t *testing.T) {
 			}
 			mend()
 			d = u.serveOwn()
-			n, err := u.deliver(d.socket, last)
-			result{n, err}.check(t, last, len(u.want[last]))
+			u.deliverTo(t, d, last)
 			u.check(t, d)
 		})
 	}
@@ -169,18 +156,14 @@ func TestABundleThatCanBeOpenedInPartStays(t *testing.T) {
 	u.serveOwn().stop()
 	mend := u.breakBundle(u.units[0])
 	d := u.serveOwn()
-	n, err := u.deliver(d.socket, u.units[0])
-	result{n, err}.check(t, u.units[0], 1)
+	u.deliverTo(t, d, u.units[0])
 	if n, err := u.deliver(d.socket, u.units[1]); n != 0 || err == nil {
 		t.Errorf("deliver to %s: %d, %v", u.units[1], n, err)
 	}
 	d.stop()
 	mend()
 	d = u.serveOwn()
-	for _, unit := range u.units[1:] {
-		n, err := u.deliver(d.socket, unit)
-		result{n, err}.check(t, unit, 1)
-	}
+	u.deliverTo(t, d, u.units[1:]...)
 	u.check(t, d)
 }
 

@@ -182,6 +182,9 @@ func (p *Preserver) held(left *leftHeld, unit *kho.IndexUnit) (*parcel, error) {
 	}
 	at := address{unit.Sessions[0], unit.Token}
 	manifest, err := left.manifest(at, unit.Unit)
+	if errors.Is(err, session.ErrNoToken) {
+		return nil, nil // finished and not yet removed
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -200,18 +203,14 @@ func (l *leftHeld) has(unit *kho.IndexUnit) bool {
 		return false
 	}
 	at := address{unit.Sessions[0], unit.Token}
-	s := l.sessions[at.session]
-	switch {
-	case l.done[doneName(at)]:
-		return false
-	case l.kept[keptName(at)] != nil:
-		return true
-	case s == nil:
-		return false
-	}
-	f, err := s.RetrieveFD(at.token)
-	_ = f.Close()                              // it was only to be seen
-	return !errors.Is(err, session.ErrNoToken) // finished, and not yet removed
+	return !l.done[doneName(at)] && (l.sessions[at.session] != nil || l.kept[keptName(at)] != nil)
+}
+
+// finished tells of a unit that something is held for, by has, whether it was let go of, and
+// what is left of its session is not yet removed.
+func (l *leftHeld) finished(unit *kho.IndexUnit) bool {
+	at := address{unit.Sessions[0], unit.Token}
+	return l.kept[keptName(at)] == nil && gone(l.sessions[at.session], at.token)
 }
 
 // manifest reads a manifest and keeps its file until close.

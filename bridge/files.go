@@ -105,6 +105,14 @@ func (h *Holder) retrieve(a address) (*fd.FD, error) {
 	return nil, fmt.Errorf("retrieve %v: %w", a, session.ErrNoSession)
 }
 
+// gone tells whether a file cannot be had from a session any more because that is
+// finished. One that cannot be had for another reason is there.
+func gone(s *session.Session, token uint64) bool {
+	f, err := s.RetrieveFD(token)
+	_ = f.Close() // it was only to be seen
+	return errors.Is(err, session.ErrNoToken)
+}
+
 // file returns a file of a parcel that is being delivered; the caller owns it.
 //
 // A file that another parcel needs, too, gets its seals back here, if that takes

@@ -27,7 +27,13 @@ func (u *updated) serveOwn() *daemon {
 
 func (u *updated) deliverAll(t *testing.T, d *daemon) {
 	t.Helper()
-	for _, unit := range u.units {
+	u.deliverTo(t, d, u.units...)
+}
+
+// deliverTo delivers all that is held for some of the units.
+func (u *updated) deliverTo(t *testing.T, d *daemon, units ...string) {
+	t.Helper()
+	for _, unit := range units {
 		n, err := u.deliver(d.socket, unit)
 		result{n, err}.check(t, unit, len(u.want[unit]))
 	}

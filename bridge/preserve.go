@@ -266,7 +266,7 @@ func (p *Preserver) giveUpHeld(own *units.Store) error {
 	index, failed := left.index()
 	if index != nil {
 		for i := range index.Units {
-			if u := &index.Units[i]; left.has(u) {
+			if u := &index.Units[i]; left.has(u) && !left.finished(u) {
 				p.Log.Err("%s: Not carried are the %d fds that are held for it", u.Unit, u.Entries)
 			}
 		}

@@ -132,11 +132,7 @@ func (h *Holder) finish(name string) error {
 // forget lets go of a session that is finished: what is left of it is only a
 // descriptor.
 func (h *Holder) forget(name string) {
-	remove := func() error { return h.Keeper.Remove(sessionName(name)) }
-	if h.bundled[name] != "" {
-		remove = func() error { return h.unbundle(name) }
-	}
-	if err := errors.Join(remove(), h.sessions[name].Close()); err != nil {
+	if err := errors.Join(h.unstore(name), h.sessions[name].Close()); err != nil {
 		h.problem(journal.About{Session: name}, "The session %s, which is empty, stays in fdbridged's store: %v", name, err)
 	}
 	delete(h.sessions, name)

@@ -306,11 +306,9 @@ func (h *Holder) isThere(manifest address, adopted map[string]bool) bool {
 	case !adopted[manifest.session]:
 		return true
 	}
-	f, err := s.RetrieveFD(manifest.token)
-	if errors.Is(err, session.ErrNoToken) {
+	if gone(s, manifest.token) {
 		h.forget(manifest.session)
 		return false
 	}
-	_ = f.Close() // it was only to be seen
 	return true
 }

@@ -20,8 +20,7 @@ func (r *Reader) Idle(ctx context.Context, units []string) (map[string]bool, err
 		idle[unit] = true
 	}
 	err := r.connected(ctx, func(ctx context.Context, a asker) error {
-		// All: PID 1 would compare each of its units with each name, which takes ten times
-		// as long with a thousand of them.
+		// All: PID 1 would compare each of its units with each name.
 		services, err := a.services(ctx, []string{"*.service"})
 		for _, service := range services {
 			if !service.dead() {

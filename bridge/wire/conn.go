@@ -124,7 +124,7 @@ func (c *Conn) sendmsg(data, oob []byte) error {
 // packet is passed over, or taken for the end.
 func (c *Conn) Receive(v any) (*fd.FD, error) {
 	data := make([]byte, MaxPacket)
-	oob := make([]byte, fd.RoomForOne)
+	oob := fd.RoomForOne()
 	n, oobn, flags, err := c.recvmsg(data, oob)
 	if err == nil && n == 0 && oobn == 0 {
 		// The kernel looks for a packet first, and then whether the peer has hung up: one

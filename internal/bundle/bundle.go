@@ -122,7 +122,7 @@ func Open(f *fd.FD) (list []Named, err error) {
 // peek looks at the next message.
 func peek(raw int) (Named, error) {
 	name := make([]byte, maxName)
-	rights := make([]byte, fd.RoomForOne)
+	rights := fd.RoomForOne()
 	n, rightsn, flags, _, err := unix.Recvmsg(raw, name, rights, unix.MSG_PEEK|unix.MSG_DONTWAIT|unix.MSG_CMSG_CLOEXEC)
 	if err != nil {
 		return Named{}, os.NewSyscallError("recvmsg", err)

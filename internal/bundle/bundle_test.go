@@ -17,13 +17,15 @@ import (
 
 func TestMain(m *testing.M) { fdtest.Main(m) }
 
-func memfd(t *testing.T) *fd.FD {
+// empty returns a bundle, which is closed at the end of the test if it was not before.
+func empty(t *testing.T) *bundle.Bundle {
 	t.Helper()
-	raw, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC)
+	b, err := bundle.New()
 	if err != nil {
 		t.Fatal(err)
 	}
-	return fd.New(raw)
+	t.Cleanup(func() { _ = b.Close() })
+	return b
 }
 
 // open returns what is behind f, by the inodes, as NAME:INODE.
@@ -64,10 +66,7 @@ func equal(t *testing.T, got, want []string) {
 }
 
 func TestWhatWasAddedIsThereAsOftenAsItIsLookedAtAndForWhoeverHasTheDescriptor(t *testing.T) {
-	b, err := bundle.New()
-	if err != nil {
-		t.Fatal(err)
-	}
+	b := empty(t)
 	other, err := b.FD().Dup() // before there is anything in it
 	if err != nil {
 		t.Fatal(err)
@@ -76,7 +75,7 @@ func TestWhatWasAddedIsThereAsOftenAsItIsLookedAtAndForWhoeverHasTheDescriptor(t
 	equal(t, open(t, b.FD()), nil)
 	var want []string
 	for i := range 3 {
-		f := memfd(t)
+		f := fdtest.Memfd(t)
 		name := strings.Repeat("n", 1+127*i)
 		want = append(want, entry(t, name, f))
 		if err := b.Add(name, f); err != nil {
@@ -94,14 +93,9 @@ func TestWhatWasAddedIsThereAsOftenAsItIsLookedAtAndForWhoeverHasTheDescriptor(t
 }
 
 func TestABundleSaysThatItIsFullAndLosesNothing(t *testing.T) {
-	b, err := bundle.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = b.Close() }()
-	f := memfd(t)
-	defer func() { _ = f.Close() }()
+	b, f := empty(t), fdtest.Memfd(t)
 	var want []string
+	var err error
 	for {
 		name := fmt.Sprintf("fdbridge.%054d", len(want)) // the longest name of a session
 		if err = b.Add(name, f); err != nil {
@@ -119,13 +113,7 @@ func TestABundleSaysThatItIsFullAndLosesNothing(t *testing.T) {
 }
 
 func TestNamesThatCannotBeAreRefused(t *testing.T) {
-	b, err := bundle.New()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = b.Close() }()
-	f := memfd(t)
-	defer func() { _ = f.Close() }()
+	b, f := empty(t), fdtest.Memfd(t)
 	for _, name := range []string{"", strings.Repeat("n", 256)} {
 		if err := b.Add(name, f); err == nil {
 			t.Errorf("a name of %d bytes is taken", len(name))
@@ -162,9 +150,7 @@ func TestWhatIsNoBundleIsAnError(t *testing.T) {
 			}
 		})
 	}
-	f := memfd(t)
-	defer func() { _ = f.Close() }()
-	if _, err := bundle.Open(f); err == nil {
+	if _, err := bundle.Open(fdtest.Memfd(t)); err == nil {
 		t.Error("a memfd is taken for a bundle")
 	}
 }

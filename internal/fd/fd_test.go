@@ -16,19 +16,8 @@ import (
 
 func TestMain(m *testing.M) { fdtest.Main(m) }
 
-func memfd(t *testing.T) *fd.FD {
-	t.Helper()
-	raw, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := fd.New(raw)
-	t.Cleanup(func() { _ = f.Close() })
-	return f
-}
-
 func TestClosedFDAnswersErrClosedAndClosesTwice(t *testing.T) {
-	f := memfd(t)
+	f := fdtest.Memfd(t)
 	for range 2 {
 		if err := f.Close(); err != nil {
 			t.Fatalf("Close: %v", err)
@@ -47,7 +36,7 @@ func TestClosedFDAnswersErrClosedAndClosesTwice(t *testing.T) {
 }
 
 func TestADescriptorThatIsUsedIsNotClosed(t *testing.T) {
-	f := memfd(t)
+	f := fdtest.Memfd(t)
 	err := f.Do(func(raw int) error {
 		if err := f.Close(); err != nil {
 			return err
@@ -67,7 +56,7 @@ func TestADescriptorThatIsUsedIsNotClosed(t *testing.T) {
 }
 
 func TestDupIsTheSameFileAndItsOwnDescriptor(t *testing.T) {
-	f := memfd(t)
+	f := fdtest.Memfd(t)
 	dup, err := f.Dup()
 	if err != nil {
 		t.Fatal(err)
@@ -93,7 +82,7 @@ func TestDupIsTheSameFileAndItsOwnDescriptor(t *testing.T) {
 }
 
 func TestOpenNamesWhoOpenedWhatIsOwned(t *testing.T) {
-	f := memfd(t)
+	f := fdtest.Memfd(t)
 	found := false
 	for _, stack := range fd.Open() {
 		found = found || strings.Contains(stack, "TestOpenNamesWhoOpenedWhatIsOwned")
@@ -119,7 +108,7 @@ func TestOpenNamesWhoForgotADescriptor(t *testing.T) {
 		_, err := unix.FcntlInt(uintptr(raw), unix.F_GETFD, 0)
 		closed = err != nil
 	}
-	f := memfd(t)
+	f := fdtest.Memfd(t)
 	if again := number(f); again != raw {
 		t.Fatalf("the next descriptor is %d, not %d", again, raw)
 	}

@@ -4,14 +4,15 @@ package fd
 
 import "golang.org/x/sys/unix"
 
-// RoomForOne is how long the buffer for control messages of a recvmsg(2) is to be that may
-// be given one descriptor. The kernel installs no more than fit (scm_max_fds in
+// RoomForOne returns a buffer for the control messages of a recvmsg(2) that may be
+// given one descriptor. The kernel installs no more than fit (scm_max_fds in
 // net/core/scm.c), so that surplus ones are never this process's to close.
-// unix.CmsgSpace would round up to room for two.
-var RoomForOne = unix.CmsgLen(4)
+func RoomForOne() []byte {
+	return make([]byte, unix.CmsgLen(4)) // CmsgSpace would round up to room for two
+}
 
-// Received returns the descriptor in what a recvmsg(2) has put into a buffer of
-// RoomForOne bytes; the caller owns it. It is nil when there is none.
+// Received returns the descriptor in what a recvmsg(2) has put into a RoomForOne; the
+// caller owns it. It is nil when there is none.
 func Received(control []byte) (*FD, error) {
 	messages, err := unix.ParseSocketControlMessage(control)
 	if err != nil {

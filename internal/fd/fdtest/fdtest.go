@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package fdtest finds descriptors that a package's tests left open.
+// Package fdtest is for tests of what has descriptors, and finds those that they left open.
 package fdtest
 
 import (
@@ -8,8 +8,22 @@ import (
 	"os"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/fdbridge/fdbridge/internal/fd"
 )
+
+// Memfd returns an empty memfd, which is closed at the end of the test if it was not before.
+func Memfd(t testing.TB) *fd.FD {
+	t.Helper()
+	raw, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := fd.New(raw)
+	t.Cleanup(func() { _ = f.Close() })
+	return f
+}
 
 // Main runs the tests and fails them when a descriptor is still owned at the
 // end, or was forgotten by its owner, naming the stack that opened it. Call it from TestMain.

@@ -16,7 +16,7 @@ const (
 	mib = 1 << 20
 )
 
-// loads are measured one after the other, each on machines of its own.
+// loads are measured one after the other, each on a machine of its own for each system.
 var loads = []load{
 	{units: 1, files: 10, size: 4 * kib},
 	{units: 10, files: 10, size: 4 * kib},

@@ -24,7 +24,7 @@ import (
 )
 
 var (
-	runs   = flag.Int("runs", 3, "how often each load is measured on each system; the medians are printed")
+	runs   = flag.Int("runs", 3, "through how many updates each system takes each load; the medians are printed")
 	least  = flag.Int("least", 0, "the smallest number of units to measure")
 	most   = flag.Int("most", 1000, "the greatest number of units to measure")
 	output = flag.String("o", "bench.md", "the file to write the tables to, too")

@@ -39,50 +39,60 @@ const (
 	lateUnit     = "final.target"
 )
 
-// repeated measures a load some times, and returns the medians.
+// repeated takes a machine with a load through as many updates as there are to be runs, one
+// after the other, and returns the medians.
 func repeated(ctx context.Context, config vm.Config, l load, s system) (figures, error) {
 	config.Image = s.image
 	var all []figures
-	for range *runs {
-		f, err := measure(ctx, config, l, s)
-		if err != nil {
-			return f, err
+	err := withMachine(ctx, config, func(ctx context.Context, m *vm.Machine) error {
+		if err := populate(ctx, m, l); err != nil {
+			return err
 		}
-		all = append(all, f)
+		for range *runs {
+			f, err := measure(ctx, m, l, s)
+			if err != nil {
+				return err
+			}
+			all = append(all, f)
+		}
+		return nil
+	})
+	if err != nil {
+		return figures{}, err
 	}
 	return medians(all), nil
 }
 
-// measure takes a machine of its own through one update.
-func measure(ctx context.Context, config vm.Config, l load, s system) (f figures, err error) {
-	err = withMachine(ctx, config, func(ctx context.Context, m *vm.Machine) error {
-		r, err := m.Shell(ctx, fmt.Sprintf("%s loop %d %s", benchsvc, l.units, l.memfds()))
-		if err != nil {
-			return err
+// measure takes a machine through one update.
+func measure(ctx context.Context, m *vm.Machine, l load, s system) (f figures, err error) {
+	r, err := m.Shell(ctx, fmt.Sprintf("%s loop %d %s", benchsvc, l.units, l.memfds()))
+	if err != nil {
+		return f, err
+	}
+	took, err := microseconds(r.Stdout)
+	if err != nil {
+		return f, err
+	}
+	f.loop = took.Seconds()
+	before := len(m.Console())
+	if l.prepare {
+		if _, err := m.Run(ctx, "fdbridgectl", "prepare"); err != nil {
+			return f, err
 		}
-		took, err := microseconds(r.Stdout)
-		if err != nil {
-			return err
-		}
-		f.loop = took.Seconds()
-		if err := populate(ctx, m, l); err != nil {
-			return err
-		}
-		if _, err := m.Run(ctx, benchsvc, "mark"); err != nil {
-			return err
-		}
-		if err := m.KexecWithin(ctx, kexecWait); err != nil {
-			return err
-		}
-		if err := settle(ctx, m); err != nil {
-			return err
-		}
-		if err := f.boot(ctx, m, l); err != nil {
-			return err
-		}
-		return f.shutdown(ctx, m, s)
-	})
-	return f, err
+	}
+	if _, err := m.Run(ctx, benchsvc, "mark"); err != nil {
+		return f, err
+	}
+	if err := m.KexecWithin(ctx, kexecWait); err != nil {
+		return f, err
+	}
+	if err := settle(ctx, m); err != nil {
+		return f, err
+	}
+	if err := f.boot(ctx, m, l); err != nil {
+		return f, err
+	}
+	return f, f.shutdown(ctx, m, s, m.Console()[before:])
 }
 
 // withMachine has something done with a machine that is up.
@@ -124,7 +134,7 @@ func settle(ctx context.Context, m *vm.Machine) error {
 	}
 }
 
-// populate starts the units, and prepares.
+// populate starts the units.
 func populate(ctx context.Context, m *vm.Machine, l load) error {
 	for name, text := range unitFiles(l) {
 		if err := m.WriteFile(ctx, "/etc/systemd/system/"+name, []byte(text), 0o644); err != nil {
@@ -139,9 +149,6 @@ func populate(ctx context.Context, m *vm.Machine, l load) error {
 	for some := range slices.Chunk(names, together) {
 		list := strings.Join(some, " ")
 		script += fmt.Sprintf("systemctl enable -q --no-reload %s\nsystemctl start %[1]s\n", list)
-	}
-	if l.prepare {
-		script += "fdbridgectl prepare >&2\n"
 	}
 	_, err := m.Shell(ctx, script)
 	return err
@@ -193,8 +200,8 @@ if test $pid = 0; then echo 0; else sed -n 's/^VmHWM:[^0-9]*\([0-9]*\).*/\1/p' /
 	return f.starts(r.Stdout, time.Duration(userspace)*time.Microsecond, l)
 }
 
-// shutdown finds out how the boot before has ended.
-func (f *figures) shutdown(ctx context.Context, m *vm.Machine, s system) error {
+// shutdown finds out how the boot before has ended; console is what was written to it since.
+func (f *figures) shutdown(ctx context.Context, m *vm.Machine, s system, console string) error {
 	units := []string{stoppedUnit, lateUnit, peaksUnit}
 	if !s.alone {
 		units = append(units, preserveUnit)
@@ -209,7 +216,7 @@ func (f *figures) shutdown(ctx context.Context, m *vm.Machine, s system) error {
 			return fmt.Errorf("the journal of the boot before does not say when %s was started: %w", unit, err)
 		}
 	}
-	return f.stops(m.Console(), at, s)
+	return f.stops(console, at, s)
 }
 
 // sent is when a message of the journal was sent: journald stamps it when it gets to it, and

@@ -232,12 +232,17 @@ func (s *Server) mayHave(ctx context.Context, service *kho.Service) error {
 
 // endSession lets go of a session that a unit is done with.
 func (s *Server) endSession(ctx context.Context, unit, name string) error {
-	if came, held := s.Holder.came(unit, name); held {
+	came, held := s.Holder.came(unit, name)
+	if held {
 		if err := s.mayHave(ctx, &came); err != nil {
 			return err
 		}
 	}
-	return s.Holder.endSession(name)
+	err := s.Holder.endSession(name)
+	if held && err == nil {
+		s.Log.InfoOf(journal.About{Kind: journal.Delivered, Unit: unit, Session: name}, "%s: Delivered session %s.", unit, name)
+	}
+	return err
 }
 
 // luoSession answers OpLUOSession as systemd 262 does what the directive says

@@ -191,6 +191,9 @@ func TestAServiceRegainsWhatItHasPreservedItself(t *testing.T) {
 	if answer, s := w.asks(path, "vm.service", wire.OpClaimSession, "guest"); s != nil || answer.Session != "" {
 		t.Errorf("after it is done: %+v, %v", answer, s)
 	}
+	if n := strings.Count(w.logged(), "vm.service: Delivered session "+kho.ServiceSession("vm.service", "guest")+"."); n != 1 {
+		t.Errorf("the log says %d times that the session was delivered:\n%s", n, w.logged())
+	}
 	if err := w.gets(path, "vm.service", wire.OpOpenSession, "guest").Preserve(memfdWith(t, "again"), 1); err != nil {
 		t.Error(err)
 	}

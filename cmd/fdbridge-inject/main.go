@@ -2,7 +2,8 @@
 
 // Command fdbridge-inject puts the fds that were carried through a live update
 // into the fd store of the unit that it runs for, as ExecStartPre=-+ of that
-// unit. It ends without a word when there are none. Its arguments are the names in
+// unit. It says nothing unless something goes wrong: its output may be a file of the unit's,
+// and fdbridged logs what was delivered. Its arguments are the names in
 // LUOSession= of the unit, whose sessions it puts there, too.
 package main
 
@@ -56,9 +57,6 @@ func run(ctx context.Context, log *journal.Log) error {
 		Lost:       func(name string, err error) { log.Err("The fd %q is lost: %v", name, err) },
 	}
 	came, failed := deliverer.Sessions(ctx, os.Args[1:])
-	n, err := deliverer.Run(ctx)
-	if n += len(came); n > 0 {
-		log.Info("Delivered %d fds to the unit's fd store.", n)
-	}
+	_, err = deliverer.Run(ctx) // fdbridged logs how many there were
 	return errors.Join(failed, err, deliverer.Done(ctx, came))
 }

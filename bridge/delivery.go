@@ -53,10 +53,21 @@ func (s *Server) deliver(ctx context.Context, conn *wire.Conn, request *wire.Req
 	if err != nil {
 		return s.refuse(ctx, conn, unit, p, err)
 	}
-	if err := s.attend(conn, d); err != nil {
-		return fmt.Errorf("%s: The delivery of session %s was broken off, it is held on: %w", unit, d.Sessions[0], err)
+	err = s.attend(conn, d)
+	if err != nil && ctx.Err() == nil {
+		// No problem: it is what happens when a unit is stopped while it starts.
+		s.Log.WarningOf(journal.About{Kind: journal.Held, Unit: unit, Session: d.Sessions[0]},
+			"%s: The delivery of session %s was broken off, and it is held on: %v; if the unit was started with a part of its fds, %s",
+			unit, d.Sessions[0], err, advice(unit, d.Unit))
+		return nil
 	}
-	return nil
+	return err // a client of one that is being stopped goes on with the next
+}
+
+// advice is how a unit whose store has fds gets what is held.
+func advice(unit, held string) string {
+	return fmt.Sprintf("stop it (\"systemctl reset-failed\" if it has failed), empty its store with \"systemctl clean --what=fdstore %s\" "+
+		"and start it to give it all that is held, or let go of that with \"fdbridgectl drop %s\"", unit, held)
 }
 
 // refuse says why a parcel is not granted, but for a server that is being stopped:
@@ -161,17 +172,15 @@ func (s *Server) mayBegin(ctx context.Context, p *holding, to *applicant) (clear
 	stored, err := s.PID1.Stored(ctx, []string{to.unit})
 	n := stored[to.unit]
 	begun := s.Holder.begunIn(p)
-	advice := fmt.Sprintf("stop it (\"systemctl reset-failed\" if it has failed), empty its store with \"systemctl clean --what=fdstore %s\" "+
-		"and start it to give it all that is held, or let go of that with \"fdbridgectl drop %s\"", to.unit, p.Unit)
 	switch {
 	case err != nil:
 		return false, err
 	case n == 0:
 		return false, nil
 	case begun == "":
-		return false, fmt.Errorf("its fd store has %d fds already, and fds of before the live update are not mixed with them; %s", n, advice)
+		return false, fmt.Errorf("its fd store has %d fds already, and fds of before the live update are not mixed with them; %s", n, advice(to.unit, p.Unit))
 	case begun != to.invocation:
-		return false, fmt.Errorf("an earlier delivery was interrupted, the unit ran with what had arrived, and its fd store has %d fds; %s", n, advice)
+		return false, fmt.Errorf("an earlier delivery was interrupted, the unit ran with what had arrived, and its fd store has %d fds; %s", n, advice(to.unit, p.Unit))
 	}
 	return true, nil
 }

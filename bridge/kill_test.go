@@ -5,6 +5,7 @@ package bridge_test
 import (
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"testing"
@@ -130,6 +131,10 @@ func TestInjectIsKilledAtEachStep(t *testing.T) {
 				}
 				before := u.contents(unit)
 				n, err := u.deliver(d.socket, unit) // the unit's next start
+				said := regexp.MustCompile(`a\.service: The delivery of session fdbridge\.a\.service was broken off.*systemctl clean --what=fdstore a\.service`)
+				if reached && !restart && !said.MatchString(u.logged()) {
+					t.Errorf("the log does not say what to do:\n%s", u.logged())
+				}
 				switch {
 				case !reached || len(before) == 0:
 					result{n, err}.check(t, unit, 3*b2i(reached))

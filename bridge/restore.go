@@ -214,14 +214,14 @@ func (h *Holder) fetchAll(device *session.Device, again bool) {
 		for _, name := range u.Sessions {
 			if err := h.fetchNew(device, name, again, bundles.store); err != nil {
 				h.missing[u.Unit] = err
-				h.problem(journal.About{Kind: journal.Held, Unit: u.Unit, Session: name}, "%s: Its fds cannot be restored: %v", u.Unit, err)
+				h.problem(journal.About{Kind: journal.Lost, Unit: u.Unit, Session: name}, "%s: Its fds cannot be restored: %v", u.Unit, err)
 			}
 		}
 	}
 	for _, s := range h.index.Services {
 		if err := h.fetchNew(device, s.Session, again, h.storeSession); err != nil {
 			h.missing[s.Session] = err
-			h.problem(journal.About{Kind: journal.Held, Unit: s.Unit, Session: s.Session}, "%s: Its session %q cannot be restored: %v", s.Unit, s.Name, err)
+			h.problem(journal.About{Kind: journal.Lost, Unit: s.Unit, Session: s.Session}, "%s: Its session %q cannot be restored: %v", s.Unit, s.Name, err)
 		}
 	}
 }

@@ -178,13 +178,13 @@ func kexecCommand(h host, v *view) *cobra.Command {
 					fmt.Fprintf(cmd.ErrOrStderr(), "fdbridgectl: nothing is prepared: %s\n", oneLine(err.Error()))
 				}
 			}
-			var outcome check.Outcome
+			var said *check.Result
 			err := h.Run(cmd.Context(), o, func(found *check.Result) error {
-				outcome = found.Outcome
+				said = found
 				return output(cmd.OutOrStdout(), v.json, found, func() string { return v.checkText(found) })
 			})
 			if errors.Is(err, check.ErrRefused) {
-				return verdict(outcome, errors.New("nothing was done; --force does it nevertheless"))
+				return verdict(said.Outcome, refusal(said))
 			}
 			return err
 		},
@@ -193,8 +193,16 @@ func kexecCommand(h host, v *view) *cobra.Command {
 	flags.StringVar(&o.Kernel, "kernel", "", "load this kernel `image`")
 	flags.StringVar(&o.Initrd, "initrd", "", "and this initrd `file`")
 	line.flags(cmd, "and give it")
-	flags.BoolVar(&o.Force, "force", false, "do it whatever is lost")
+	flags.BoolVar(&o.Force, "force", false, "do it whatever would be lost")
 	return cmd
+}
+
+// refusal says what the operator can do about it that a kexec is refused.
+func refusal(found *check.Result) error {
+	if found.CalledOff {
+		return errors.New("nothing was done; with --force, services would be stopped, and the live update called off for what has Required=yes and would still be lost then")
+	}
+	return errors.New("nothing was done; --force does it nevertheless")
 }
 
 // line is the next kernel's command line.

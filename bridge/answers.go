@@ -92,6 +92,15 @@ func (s *Server) addHeld(found map[string]*wire.Unit) {
 			f.Held, f.HeldBytes = f.Held+p.Entries, f.HeldBytes+p.Bytes
 		}
 	}
+	for _, own := range s.Holder.OwnSessions() {
+		f := found[own.Unit]
+		if f == nil {
+			f = &wire.Unit{Unit: own.Unit}
+			found[own.Unit] = f
+		}
+		f.State = wire.StateHeld
+		f.Sessions++
+	}
 	carried := map[string]int{}
 	for _, u := range index.Units {
 		if f := found[u.Unit]; f != nil {
@@ -116,7 +125,7 @@ func (s *Server) status(conn *wire.Conn) error {
 	if index != nil {
 		status.Handover = handover(index)
 		s.Holder.steps(status.Handover)
-		status.Held = len(s.Holder.Units())
+		status.Held, status.Sessions = len(s.Holder.Units()), len(s.Holder.OwnSessions())
 	}
 	status.Unknown = text(s.Holder.state())
 	if err := conn.Send(wire.Answer{Status: &status}, nil); err != nil {

@@ -61,7 +61,10 @@ func (s *Server) deliver(ctx context.Context, conn *wire.Conn, request *wire.Req
 			unit, d.Sessions[0], err, advice(unit, d.Unit))
 		return nil
 	}
-	return err // a client of one that is being stopped goes on with the next
+	if err != nil {
+		err = fmt.Errorf("%s: The delivery of session %s goes on with the next fdbridged: %w", unit, d.Sessions[0], err)
+	}
+	return err
 }
 
 // advice is how a unit whose store has fds gets what is held.

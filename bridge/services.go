@@ -85,6 +85,16 @@ func (h *Holder) cameFor(unit string) []kho.Service {
 	return slices.DeleteFunc(slices.Clone(h.index.Services), func(s kho.Service) bool { return s.Unit != unit })
 }
 
+// OwnSessions returns the sessions of units' own that came and that these have not taken over.
+func (h *Holder) OwnSessions() []kho.Service {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.index == nil {
+		return nil
+	}
+	return slices.DeleteFunc(slices.Clone(h.index.Services), func(s kho.Service) bool { return h.sessions[s.Session] == nil })
+}
+
 // came returns the session of that name that came for a unit, if it is held.
 func (h *Holder) came(unit, name string) (s kho.Service, held bool) {
 	h.mu.Lock()

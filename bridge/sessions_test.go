@@ -173,6 +173,11 @@ func TestAServiceRegainsWhatItHasPreservedItself(t *testing.T) {
 			t.Errorf("%s claims %q: %+v, %v", unit, name, answer, s)
 		}
 	}
+	shown, err := wire.Show(d.socket, "vm.service")
+	held := []wire.Entry{{Name: "guest", Place: wire.PlaceHeld, Type: "luo_session", Flags: unix.O_RDWR, Session: kho.ServiceSession("vm.service", "guest")}}
+	if diff := cmp.Diff(held, shown.Entries); diff != "" || err != nil {
+		t.Errorf("shown: %v (-want +got):\n%s", err, diff)
+	}
 	for range 2 { // the service crashes in between
 		s := w.gets(path, "vm.service", wire.OpClaimSession, "guest")
 		holds(t, s, 77, "memory")

@@ -92,8 +92,11 @@ func (s *Server) look(list []units.Entry, entries []*wire.Entry) {
 	}
 }
 
+// typeSession is the Type of a live-update session, as that of one that is stored.
+const typeSession = "luo_session"
+
 // entries returns what the manifests of a unit's parcels say, and why some
-// cannot be read.
+// cannot be read; and the sessions of its own that it has not taken over.
 func (h *Holder) entries(unit string) (list []wire.Entry, problems []error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -108,6 +111,11 @@ func (h *Holder) entries(unit string) (list []wire.Entry, problems []error) {
 		}
 		for i := range m.Entries {
 			list = append(list, heldEntry(&m.Entries[i], p.Sessions[0]))
+		}
+	}
+	for _, s := range h.cameFor(unit) {
+		if h.sessions[s.Session] != nil {
+			list = append(list, wire.Entry{Name: s.Name, Place: wire.PlaceHeld, Type: typeSession, Flags: unix.O_RDWR, Session: s.Session})
 		}
 	}
 	return list, problems

@@ -143,7 +143,7 @@ func TestStates(t *testing.T) {
 	b := start(t)
 	for want, u := range map[string]wire.Unit{
 		"opted-in":  {State: wire.StateOptedIn, Lost: 1},
-		"held":      {State: wire.StateHeld, Held: 1, Outcome: wire.ChangeDelivered},
+		"held":      {State: wire.StateHeld, Sessions: 1, Outcome: wire.ChangeDelivered},
 		"delivered": {State: wire.StateOptedIn, Outcome: wire.ChangeDelivered},
 		"lost":      {State: wire.StateOptedIn, Outcome: wire.ChangeDropped},
 	} {

@@ -57,7 +57,7 @@ func (v *view) state() string {
 		return stateNotRunning
 	case v.status.Unknown != "":
 		return stateUnknown
-	case v.status.Held > 0:
+	case v.status.Held+v.status.Sessions > 0:
 		return stateHolding
 	}
 	return stateIdle
@@ -203,7 +203,7 @@ func (s *Service) deliver(ctx context.Context, c *call) ([]any, *dbus.Error) {
 // mayChange refuses what cannot be done, and then whom it is not allowed to.
 func (s *Service) mayChange(ctx context.Context, c *call, a action) *dbus.Error {
 	u, wrong := s.named(ctx, a.unit)
-	if wrong == nil && u.Held == 0 {
+	if wrong == nil && u.State != wire.StateHeld {
 		wrong = fault(errNothingHeld, "nothing is held for "+a.unit)
 	}
 	if wrong != nil {

@@ -38,7 +38,7 @@ func unit() *iface {
 
 func unitState(u *wire.Unit) string {
 	switch {
-	case u.Held > 0:
+	case u.State == wire.StateHeld:
 		return unitHeld
 	case u.Outcome == wire.ChangeDelivered:
 		return unitDelivered

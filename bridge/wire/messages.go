@@ -229,6 +229,9 @@ type Unit struct {
 	// Held is the number of fds that wait for the unit, HeldBytes their size.
 	Held      int   `json:"held"`
 	HeldBytes int64 `json:"held_bytes"`
+	// Sessions is the number of sessions of the unit's own that came and that it has not
+	// taken over.
+	Sessions int `json:"sessions,omitempty"`
 	// As is the unit that is to have them because an administrator has decided
 	// so: see OpDeliverAs.
 	As string `json:"as,omitempty"`
@@ -334,8 +337,10 @@ type Status struct {
 	Handover *Handover `json:"handover,omitempty"`
 	// Unknown says why it is not known what the last live update brought.
 	Unknown string `json:"unknown,omitempty"`
-	// Held counts the units that fds wait for.
-	Held int `json:"held"`
+	// Held counts the units that fds wait for, Sessions the sessions of units' own that came
+	// and that these have not taken over.
+	Held     int `json:"held"`
+	Sessions int `json:"sessions,omitempty"`
 }
 
 // Kernel is what is known of the running kernel's live-update support.

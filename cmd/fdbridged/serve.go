@@ -235,8 +235,11 @@ func traceToKernelLog() {
 }
 
 func statusLine(holder *bridge.Holder) string {
-	if n := len(holder.Units()); n > 0 {
-		return fmt.Sprintf("Holding the fds of %d units.", n)
+	switch units, sessions := len(holder.Units()), len(holder.OwnSessions()); {
+	case sessions > 0:
+		return fmt.Sprintf("Holding the fds of %d units, and %d sessions of services.", units, sessions)
+	case units > 0:
+		return fmt.Sprintf("Holding the fds of %d units.", units)
 	}
 	return "Holding nothing."
 }

@@ -146,14 +146,15 @@ func (d daemon) unitsOnBus() ([]wire.Unit, error) {
 // unitOnBus makes a unit of the properties of its object.
 func unitOnBus(properties map[string]dbus.Variant) (u wire.Unit, err error) {
 	var stored, held, lost uint32
+	var state string
 	var bytes uint64
 	for name, into := range map[string]any{
-		"Name": &u.Unit, "Session": &u.Session, "Stored": &stored, "Held": &held, "Lost": &lost, "HeldBytes": &bytes,
+		"Name": &u.Unit, "Session": &u.Session, "Stored": &stored, "Held": &held, "Lost": &lost, "State": &state, "HeldBytes": &bytes,
 	} {
 		err = errors.Join(err, dbus.Store([]any{properties[name].Value()}, into))
 	}
 	u.State, u.Stored, u.Held, u.HeldBytes, u.Lost = wire.StateOptedIn, int(stored), int(held), int64(bytes), int(lost)
-	if u.Held > 0 { // units of other states on the bus have opted in, too
+	if state == wire.StateHeld { // units of other states on the bus have opted in, too
 		u.State = wire.StateHeld
 	}
 	return u, err

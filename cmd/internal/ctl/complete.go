@@ -10,7 +10,7 @@ import (
 )
 
 func anyUnit(*wire.Unit) bool       { return true }
-func heldUnit(unit *wire.Unit) bool { return unit.Held > 0 }
+func heldUnit(unit *wire.Unit) bool { return unit.State == wire.StateHeld }
 
 // completeUnits completes an argument to the names of the units that a command
 // is for; to nothing where fdbridged does not answer.

@@ -165,6 +165,13 @@ func (v *view) indexText(x *kho.Index) string {
 		const unit, sessions = 0, 4
 		text.WriteString("\n" + v.table([]string{"UNIT", "FDS", "SIZE", "LOST", "SESSIONS"}, rows, unit, sessions))
 	}
+	rows = nil
+	for _, s := range x.Services {
+		rows = append(rows, []string{s.Unit, s.Name, s.Session})
+	}
+	if len(rows) > 0 {
+		text.WriteString("\n" + v.table([]string{"SERVICE", "NAME", "SESSION"}, rows, 0, 1, 2))
+	}
 	(&view{screen: v.screen, full: true}).lost(&text, missed)
 	return text.String()
 }

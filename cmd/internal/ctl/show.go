@@ -97,6 +97,9 @@ func entryRow(name, kind string, size, position *int64, seals []string, where st
 // heldAt says where an entry is held; the unit's own session goes without saying.
 func heldAt(unit string, e *wire.Entry) string {
 	session := e.Session
+	if e.Token == 0 && session != "" { // it is one itself
+		return session
+	}
 	if session == kho.SessionName(unit) {
 		session = wire.PlaceHeld
 	}

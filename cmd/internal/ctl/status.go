@@ -129,13 +129,21 @@ func (v *view) reportText(r *report) string {
 		list = append(list, r.steps()...)
 		add("Carried", "%s of %s, %s", count(h.Entries, "fd"), count(h.Units, "unit"), formatBytes(h.Bytes))
 		add("Lost", "%s", count(h.Lost, "fd"))
-		add("Held", "the fds of %s", count(r.Held, "unit"))
+		add("Held", "%s", heldText(r.Held, r.Sessions))
 	}
 	text.WriteString(facts(list))
 	v.carried(&text, r.Carried)
 	v.lost(&text, r.Lost)
 	v.problems(&text, r.Problems)
 	return text.String()
+}
+
+func heldText(units, sessions int) string {
+	text := "the fds of " + count(units, "unit")
+	if sessions > 0 {
+		text += fmt.Sprintf(", and %s of services", count(sessions, "session"))
+	}
+	return text
 }
 
 // steps says how long each took.
@@ -244,6 +252,9 @@ func (v *view) unitText(u *unitReport) string {
 	list := []fact{{"Unit", u.Unit.Unit}, {"State", state}, {"Stored", count(u.Stored, "fd")}}
 	if u.Held > 0 {
 		list = append(list, fact{"Held", fmt.Sprintf("%s, %s, in session %s", count(u.Held, "fd"), formatBytes(u.HeldBytes), u.Session)})
+	}
+	if u.Sessions > 0 {
+		list = append(list, fact{"Sessions", fmt.Sprintf("%d of its own, which it has not taken over", u.Sessions)})
 	}
 	if u.As != "" {
 		list = append(list, fact{"Goes to", u.As + ", as an administrator has decided"})

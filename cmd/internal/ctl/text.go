@@ -19,7 +19,7 @@ func (v *view) unitsText(list []wire.Unit) string {
 		if u.Held > 0 {
 			size = formatBytes(u.HeldBytes)
 		}
-		rows = append(rows, []string{u.Unit, u.State, fmt.Sprint(u.Stored), fmt.Sprint(u.Held), size, fmt.Sprint(u.Lost)})
+		rows = append(rows, []string{u.Unit, u.State, fmt.Sprint(u.Stored), fmt.Sprint(u.Held + u.Sessions), size, fmt.Sprint(u.Lost)})
 	}
 	return v.table([]string{"UNIT", "STATE", "STORED", "HELD", "SIZE", "LOST"}, rows, 0)
 }

@@ -110,12 +110,15 @@ func (p *Preserver) takeOver(store *units.Store, duplicator Duplicator) (*leftHe
 	left := &leftHeld{sessions: map[string]*session.Session{}, kept: map[string]*fd.FD{},
 		done: map[string]bool{}, taken: map[string]*fd.FD{}, unread: map[string]bool{}}
 	var kept, bundles []units.Entry
+	alone := map[string]bool{} // sessions that are entries of their own, by their names in the store
 	for _, e := range store.Entries {
 		switch {
 		case isBundle(e.Name):
 			bundles = append(bundles, e)
 		case strings.HasPrefix(e.Name, donePrefix):
 			left.done[e.Name] = true
+		case strings.HasPrefix(e.Name, sessionPrefix):
+			alone[e.Name] = true
 		case strings.HasPrefix(e.Name, keptPrefix):
 			kept = append(kept, e)
 		}
@@ -131,11 +134,17 @@ func (p *Preserver) takeOver(store *units.Store, duplicator Duplicator) (*leftHe
 	for _, f := range sessions {
 		s := session.Adopt(p.Kernel, f)
 		name, err := s.Name()
+		if err == nil {
+			delete(alone, sessionName(name))
+		}
 		if err != nil || !kho.IsSession(name) {
 			_ = s.Close() // a service's own session
 			continue
 		}
 		left.sessions[name] = s
+	}
+	for _, name := range slices.Sorted(maps.Keys(alone)) { // before Linux 7.2 a long name is not known
+		failed = append(failed, fmt.Errorf("the session behind the fd %q in fdbridged's store does not tell its name", name))
 	}
 	return left, errors.Join(append(failed, err)...)
 }

@@ -122,11 +122,10 @@ func (s *Sessions) Close() {
 // for that unit under that name, by what the kernel calls it; lost says why it will
 // not be carried, nil if it will.
 func (s *Sessions) Made(unit string, e *units.Entry) (ours bool, lost error) {
-	if !e.Session() {
-		return false, nil
-	}
 	name := kho.ServiceSession(unit, e.Name)
 	switch {
+	case !e.MayBeSession(name):
+		return false, nil
 	case s.outgoing[name] != nil:
 		return true, nil
 	case s.incoming[name] != nil:

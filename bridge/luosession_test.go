@@ -122,6 +122,26 @@ func TestAStrangeSessionInAStoreIsLost(t *testing.T) {
 	}
 }
 
+// An entry's name is the unit's own choice: two can have one.
+func TestAStrangeSessionUnderTheNameOfOnesOwnIsLost(t *testing.T) {
+	w := newWorld(t)
+	d := w.daemon()
+	for unit, name := range map[string]string{"a.service": "x", "b.service": "y"} {
+		w.add(unit, "yes")
+		if err := w.luo(d.socket, unit, name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := w.storedSession("b.service", "y")
+	if err := (keeper{m: w.manager, unit: "a.service"}).Store("x", s.FD()); err != nil {
+		t.Fatal(err)
+	}
+	index := w.preserve().Index
+	if len(index.Services) != 2 || len(index.Units) != 1 || index.Units[0].Unit != "a.service" || len(index.Units[0].Lost) != 1 {
+		t.Errorf("carried: %+v, units: %+v", index.Services, index.Units)
+	}
+}
+
 func TestFdbridgeInjectIsKilledWhileItDeliversSessions(t *testing.T) {
 	for steps := 0; ; steps++ {
 		w := newWorld(t)

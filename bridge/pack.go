@@ -262,13 +262,15 @@ func (k *packer) finish(parcels []*parcel) ([]kho.IndexUnit, error) {
 		}
 		list = append(list, *p.index)
 	}
+	var used []*room
 	for _, r := range k.rooms {
-		if !r.used {
-			if err := r.session.Close(); err != nil {
-				return nil, err
-			}
+		if r.used {
+			used = append(used, r)
+		} else if err := r.session.Close(); err != nil {
+			return nil, err
 		}
 	}
+	k.rooms = used
 	return list, nil
 }
 

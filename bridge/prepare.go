@@ -240,7 +240,7 @@ func (k *packer) makeAnew(r *room, without map[*fd.FD]bool) (err error) {
 		return err
 	}
 	held := r.held
-	r.held, r.used = nil, false
+	r.held, r.used, r.full = nil, false, false
 	for _, h := range held {
 		if without[h.file] {
 			continue

@@ -16,6 +16,7 @@ import (
 	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/kho"
 	"github.com/fdbridge/fdbridge/session"
+	"github.com/fdbridge/fdbridge/units"
 )
 
 // Of a memfd with settled the size cannot change any more, nor the seals.
@@ -320,8 +321,10 @@ func TestWhatIsHeldIsNotPrepared(t *testing.T) {
 
 func TestPreparingWithoutPID1OrTheDeviceIsAnError(t *testing.T) {
 	w := preparable(t)
-	w.err = fmt.Errorf("it is busy")
-	_, _ = w.preserver().Prepare(t.Context())
+	w.err = fmt.Errorf("it is busy: %w", units.ErrManager)
+	if _, err := w.preserver().Prepare(t.Context()); !errors.Is(err, units.ErrManager) {
+		t.Errorf("Prepare: %v, want %v", err, w.err)
+	}
 	w.err = nil
 	w.blind = errors.New("it is blind")
 	if _, err := w.preserver().Prepare(t.Context()); !errors.Is(err, w.blind) {
@@ -331,5 +334,39 @@ func TestPreparingWithoutPID1OrTheDeviceIsAnError(t *testing.T) {
 	w.kernel.OpenErr = unix.EIO
 	if _, err := w.preserver().Prepare(t.Context()); !errors.Is(err, session.ErrBroken) {
 		t.Errorf("Prepare: %v, want %v", err, session.ErrBroken)
+	}
+}
+
+// A session of which something is taken out again has room for the rest, as it had before.
+func TestASessionThatIsFullIsMadeAnewWithWhatItHad(t *testing.T) {
+	w := newWorld(t)
+	w.kernel.MaxFiles = 2
+	w.add("early.service", "yes")
+	for _, name := range []string{"a", "b", "c"} {
+		w.put("early.service", name, name)
+		w.seal("early.service", name, settled)
+	}
+	p := w.prepared()
+	if err := (keeper{m: w.manager, unit: "early.service"}).Remove("c"); err != nil {
+		t.Fatal(err)
+	}
+	w.then(p, "early.service")
+	if strings.Contains(w.logged(), "anew") {
+		t.Errorf("what was prepared is thrown away:\n%s", w.logged())
+	}
+}
+
+// Linux 6.19 to 7.1 have room for some 819 sessions.
+func TestPreparingThatLeavesNoSessionForTheIndexIsDoneAnew(t *testing.T) {
+	w := newWorld(t)
+	w.kernel.MaxSessions = 2
+	for _, unit := range []string{"a.service", "early.service"} {
+		w.add(unit, "yes")
+		w.put(unit, "x", unit)
+		w.seal(unit, "x", settled)
+	}
+	w.then(w.prepared(), "a.service", "early.service")
+	if !strings.Contains(w.logged(), "preserved anew") {
+		t.Errorf("the log does not say so:\n%s", w.logged())
 	}
 }

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/fdbridge/fdbridge/bridge/journal"
 	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/kho"
@@ -220,9 +222,16 @@ func (p *Preserver) GiveUp(ctx context.Context, why error) {
 		by = " by fdbridge, but maybe by the service manager"
 	}
 	p.Log.Err("No fd store will be carried into the next kernel%s: %v", by, why)
+	var own *units.Store
+	rescued := map[string]bool{}
 	err := p.Stores.EachStore(ctx, func(s *units.Store) {
-		if s.Unit == OwnUnit {
-			p.giveUpOwn(s)
+		switch s.Unit {
+		case OwnUnit:
+			own = s
+		case PreserveUnit:
+			for i := range s.Entries {
+				rescued[s.Entries[i].Name] = true
+			}
 		}
 		if !s.OptedIn() || p.Excluded(s.Unit) {
 			return
@@ -233,13 +242,17 @@ func (p *Preserver) GiveUp(ctx context.Context, why error) {
 		}
 		p.Log.Err("%s: Not carried%s are the fds %s", s.Unit, by, strings.Join(names, ", "))
 	})
+	if own != nil {
+		p.giveUpOwn(own, rescued)
+	}
 	if err != nil {
 		p.Log.Err("Not every fd store can be read, there may be more that is not carried: %v", err)
 	}
 }
 
-// giveUpOwn logs what is lost of fdbridged's store.
-func (p *Preserver) giveUpOwn(own *units.Store) {
+// giveUpOwn logs what is lost of fdbridged's store. rescued are the names of what Run has
+// taken out of held sessions: see finishHeld.
+func (p *Preserver) giveUpOwn(own *units.Store, rescued map[string]bool) {
 	open := 0
 	for i := range own.Entries {
 		if strings.HasPrefix(own.Entries[i].Name, openPrefix) {
@@ -249,13 +262,13 @@ func (p *Preserver) giveUpOwn(own *units.Store) {
 	if open > 0 {
 		p.Log.Err("Not carried are %d sessions that services have opened, and what fdbridged holds", open)
 	}
-	if err := p.giveUpHeld(own); err != nil {
+	if err := p.giveUpHeld(own, rescued); err != nil {
 		p.Log.Err("There may be more that is held for units and not carried: %v", err)
 	}
 }
 
 // giveUpHeld logs what is lost of what fdbridged holds for units.
-func (p *Preserver) giveUpHeld(own *units.Store) error {
+func (p *Preserver) giveUpHeld(own *units.Store, rescued map[string]bool) error {
 	d, err := p.Duplicator()
 	if err != nil {
 		return err
@@ -266,7 +279,7 @@ func (p *Preserver) giveUpHeld(own *units.Store) error {
 	index, failed := left.index()
 	if index != nil {
 		for i := range index.Units {
-			if u := &index.Units[i]; left.has(u) && !left.finished(u) {
+			if u := &index.Units[i]; left.has(u) && (rescued[keptName(address{u.Sessions[0], u.Token})] || !left.finished(u)) {
 				p.Log.Err("%s: Not carried are the %d fds that are held for it", u.Unit, u.Entries)
 			}
 		}
@@ -292,6 +305,9 @@ func (p *Preserver) fill(ctx context.Context, packer *packer) (index *session.Se
 		}
 	}()
 	index, err = packer.create(kho.IndexSession)
+	if errors.Is(err, unix.ENOMEM) && len(packer.early) > 0 { // as Linux 6.19 to 7.1 say of too many sessions
+		err = fmt.Errorf("%w: %w", errPrepared, err)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -415,25 +415,33 @@ func (w *world) rescued(context.Context) ([]notify.Passed, func() error, error) 
 }
 
 func TestWhatIsHeldAndNotCarriedIsNamed(t *testing.T) {
-	w := newWorld(t)
-	for _, unit := range []string{"a.service", "b.service"} {
-		w.add(unit, "yes")
-		w.put(unit, "x", "X")
-	}
-	w.update("b.service")
-	w.carries = true
-	w.preserver().GiveUp(t.Context(), errors.New("it is broken"))
-	const by = " by fdbridge, but maybe by the service manager"
-	for _, want := range []string{
-		"No fd store will be carried into the next kernel" + by, "b.service: Not carried" + by + ` are the fds "x" (memfd)`,
-		"a.service: Not carried are the 1 fds that are held for it",
+	for what, begin := range map[string]func(w *world){
+		"nothing was done":           func(*world) {},
+		"it was taken apart already": (*world).rolledBack,
 	} {
-		if !strings.Contains(w.logged(), want) {
-			t.Errorf("the log does not say %q:\n%s", want, w.logged())
-		}
-	}
-	if strings.Contains(w.logged(), "b.service: Not carried are the 1 fds that are held") {
-		t.Errorf("what was delivered is not held:\n%s", w.logged())
+		t.Run(what, func(t *testing.T) {
+			w := newWorld(t)
+			for _, unit := range []string{"a.service", "b.service"} {
+				w.add(unit, "yes")
+				w.put(unit, "x", "X")
+			}
+			w.update("b.service")
+			begin(w)
+			w.carries = true
+			w.preserver().GiveUp(t.Context(), errors.New("it is broken"))
+			const by = " by fdbridge, but maybe by the service manager"
+			for _, want := range []string{
+				"No fd store will be carried into the next kernel" + by, "b.service: Not carried" + by + ` are the fds "x" (memfd)`,
+				"a.service: Not carried are the 1 fds that are held for it",
+			} {
+				if !strings.Contains(w.logged(), want) {
+					t.Errorf("the log does not say %q:\n%s", want, w.logged())
+				}
+			}
+			if strings.Contains(w.logged(), "b.service: Not carried are the 1 fds that are held") {
+				t.Errorf("what was delivered is not held:\n%s", w.logged())
+			}
+		})
 	}
 }
 
@@ -457,5 +465,49 @@ func TestWhatALiveUpdateWithoutFdbridgeDoesNotCarryIsNamed(t *testing.T) {
 	w.preserver().GiveUp(t.Context(), errors.New("it is broken"))
 	if !strings.Contains(w.logged(), "no answer") {
 		t.Errorf("the log does not say that there may be more:\n%s", w.logged())
+	}
+}
+
+// A unit of which nothing can be carried leaves a session that is closed.
+func TestWhatIsHeldHasRoomWithOthersWhenThereAreNoMoreSessions(t *testing.T) {
+	w := newWorld(t)
+	for _, unit := range []string{"a.service", "held.service", "too.service"} {
+		w.add(unit, "yes")
+		w.put(unit, "x", "of "+unit)
+	}
+	w.update("a.service")
+	w.empty("a.service")
+	w.putPipe("a.service", "p")
+	w.kernel.MaxSessions = 2 // that of the index, and of one of the units
+	for _, u := range w.preserve().Index.Units {
+		if u.Unit != "a.service" && (u.Entries != 1 || len(u.Lost) > 0) {
+			t.Errorf("%s: %d carried, lost %+v", u.Unit, u.Entries, u.Lost)
+		}
+	}
+}
+
+// Kernels before 7.2 do not tell the name of a session when it is long.
+func TestAHeldSessionWhoseNameIsNotKnownIsNoSilentLoss(t *testing.T) {
+	w := newWorld(t)
+	w.add("a.service", "yes")
+	w.put("a.service", "x", "X")
+	w.update()
+	w.put(bridge.OwnUnit, "s-0123456789abcdef", "")
+	if _, err := w.preserver().Run(t.Context()); !errors.Is(err, bridge.ErrRequired) || !strings.Contains(err.Error(), `"s-0123456789abcdef"`) {
+		t.Errorf("Run: %v", err)
+	}
+	p := w.preserver()
+	p.Partly = true
+	preserved, err := p.Run(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(w.logged(), `What is held for units will be lost: not all that is held for units can be taken over: the session behind the fd "s-0123456789abcdef"`) {
+		t.Errorf("the log does not say so:\n%s", w.logged())
+	}
+	w.kexec(preserved)
+	w.daemon()
+	if diff := cmp.Diff([]string{"a.service"}, w.daemon().holder.Units()); diff != "" {
+		t.Errorf("held (-want +got):\n%s", diff)
 	}
 }

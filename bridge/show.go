@@ -92,9 +92,6 @@ func (s *Server) look(list []units.Entry, entries []*wire.Entry) {
 	}
 }
 
-// typeSession is the Type of a live-update session, as that of one that is stored.
-const typeSession = "luo_session"
-
 // entries returns what the manifests of a unit's parcels say, and why some
 // cannot be read; and the sessions of its own that it has not taken over.
 func (h *Holder) entries(unit string) (list []wire.Entry, problems []error) {
@@ -115,7 +112,7 @@ func (h *Holder) entries(unit string) (list []wire.Entry, problems []error) {
 	}
 	for _, s := range h.cameFor(unit) {
 		if h.sessions[s.Session] != nil {
-			list = append(list, wire.Entry{Name: s.Name, Place: wire.PlaceHeld, Type: typeSession, Flags: unix.O_RDWR, Session: s.Session})
+			list = append(list, wire.Entry{Name: s.Name, Place: wire.PlaceHeld, Type: sessionType, Flags: unix.O_RDWR, Session: s.Session})
 		}
 	}
 	return list, problems

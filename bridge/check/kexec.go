@@ -22,6 +22,8 @@ type Kexec struct {
 	// Start has the service manager stop everything and boot the kernel that
 	// is loaded.
 	Start func() error
+	// Undo undoes what Prepare has done, or is about to do, and tells when it cannot.
+	Undo func(ctx context.Context)
 }
 
 // Options say what to boot.
@@ -34,14 +36,14 @@ type Options struct {
 
 // Run checks, loads the kernel, prepares, and starts. report is called with what the check
 // found before anything is changed. The error is ErrRefused if the check is why
-// nothing was done. A kernel that was loaded stays loaded when starting fails.
+// nothing was done. When starting fails, or ctx ends before, what was prepared is undone;
+// a kernel that was loaded stays loaded.
 func (k *Kexec) Run(ctx context.Context, o Options, report func(*Result) error) error {
 	if o.Kernel == "" {
 		if err := k.check(ctx, nil, o.Force, report); err != nil {
 			return err
 		}
-		k.Prepare(ctx)
-		return k.Start()
+		return k.begin(ctx)
 	}
 	kernel, err := os.Open(o.Kernel)
 	if err != nil {
@@ -73,8 +75,20 @@ func (k *Kexec) Run(ctx context.Context, o Options, report func(*Result) error) 
 	if err := k.Load(kernel, initrd, o.Cmdline); err != nil {
 		return err
 	}
+	return k.begin(ctx)
+}
+
+// begin prepares and starts; of what is not started nothing stays prepared.
+func (k *Kexec) begin(ctx context.Context) error {
 	k.Prepare(ctx)
-	return k.Start()
+	err := context.Cause(ctx)
+	if err == nil {
+		err = k.Start()
+	}
+	if err != nil {
+		k.Undo(context.WithoutCancel(ctx))
+	}
+	return err
 }
 
 func (k *Kexec) check(ctx context.Context, target *Target, force bool, report func(*Result) error) error {

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -46,12 +47,15 @@ func TestKexecLoadsAndStartsWhatTheCheckLetsPass(t *testing.T) {
 		"no check":           {forced, check.Carried, "check", all[:1], broken},
 		"no report":          {o, check.Carried, "report", all[:2], broken},
 		"no loading":         {o, check.Carried, "load", all[:3], broken},
-		"no start":           {o, check.Carried, "start", all, broken},
+		"no start":           {o, check.Carried, "start", append(slices.Clone(all), "undo"), broken},
+		"interrupted":        {o, check.Carried, "prepare", append(slices.Clone(all[:4]), "undo"), broken},
 		"no image":           {check.Options{Kernel: dir + "/none"}, check.Carried, "", nil, fs.ErrNotExist},
 		"no such initrd":     {check.Options{Kernel: image, Initrd: dir + "/none"}, check.Carried, "", nil, fs.ErrNotExist},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
+			ctx, interrupt := context.WithCancelCause(t.Context())
+			defer interrupt(nil)
 			var did []string
 			do := func(what, details string) error {
 				did = append(did, what+details)
@@ -75,10 +79,19 @@ func TestKexecLoadsAndStartsWhatTheCheckLetsPass(t *testing.T) {
 				Load: func(kernel, initrd *os.File, cmdline string) error {
 					return do("load", " "+contentsOf(t, kernel)+" "+contentsOf(t, initrd)+" "+cmdline)
 				},
-				Prepare: func(context.Context) { did = append(did, "prepare") },
-				Start:   func() error { return do("start", "") },
+				Prepare: func(context.Context) {
+					if err := do("prepare", ""); err != nil {
+						interrupt(err)
+					}
+				},
+				Start: func() error { return do("start", "") },
+				Undo: func(ctx context.Context) {
+					if did = append(did, "undo"); ctx.Err() != nil {
+						t.Error("there is no time to undo it")
+					}
+				},
 			}
-			err := k.Run(t.Context(), test.options, func(*check.Result) error { return do("report", "") })
+			err := k.Run(ctx, test.options, func(*check.Result) error { return do("report", "") })
 			if !errors.Is(err, test.err) || (err == nil) != (test.err == nil) {
 				t.Errorf("%v, want %v", err, test.err)
 			}

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -61,13 +62,15 @@ func checkNow(ctx context.Context, target *check.Target) (*check.Result, error) 
 	return found, onlyRoot(err)
 }
 
-// start becomes systemctl, which stops everything and boots the loaded kernel.
+// start has systemctl stop everything and boot the loaded kernel. It may refuse, as when
+// something inhibits a shutdown.
 func start() error {
-	path, err := exec.LookPath("systemctl")
-	if err != nil {
-		return err
+	cmd := exec.Command("systemctl", "kexec")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("systemctl kexec: %w", err)
 	}
-	return os.NewSyscallError("execve "+path, unix.Exec(path, []string{"systemctl", "kexec"}, os.Environ()))
+	return nil
 }
 
 // The exit statuses of check, and of kexec when that is refused.
@@ -178,8 +181,15 @@ func kexecCommand(h host, v *view) *cobra.Command {
 					fmt.Fprintf(cmd.ErrOrStderr(), "fdbridgectl: nothing is prepared: %s\n", oneLine(err.Error()))
 				}
 			}
+			h.Undo = func(ctx context.Context) {
+				if err := h.abort(ctx); err != nil {
+					fmt.Fprintf(cmd.ErrOrStderr(), "fdbridgectl: what was prepared stays so until PrepareTimeoutSec= has passed, or fdbridgectl abort: %s\n", oneLine(err.Error()))
+				}
+			}
+			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, unix.SIGTERM, unix.SIGHUP)
+			defer stop()
 			var said *check.Result
-			err := h.Run(cmd.Context(), o, func(found *check.Result) error {
+			err := h.Run(ctx, o, func(found *check.Result) error {
 				said = found
 				return output(cmd.OutOrStdout(), v.json, found, func() string { return v.checkText(found) })
 			})

@@ -139,7 +139,12 @@ func testHost(ts *testscript.TestScript) host {
 	h.Load = func(kernel, initrd *os.File, cmdline string) error {
 		return say("load with an initrd %v and %q", initrd != nil, cmdline)
 	}
-	h.Start = func() error { return say("start") }
+	h.Start = func() error {
+		if _, err := os.Stat(ts.MkAbs("inhibited")); err == nil {
+			return errors.New("systemctl kexec: exit status 1")
+		}
+		return say("start")
+	}
 	return h
 }
 

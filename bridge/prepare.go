@@ -90,7 +90,8 @@ func (p *Preserver) Prepare(ctx context.Context) (prepared Prepared, err error) 
 	if err != nil {
 		return prepared, err
 	}
-	return k.fillAhead(found), nil
+	prepared = k.fillAhead(ctx, found)
+	return prepared, context.Cause(ctx) // what is there is to be undone soon
 }
 
 // Abandon takes everything that was prepared out of the sessions again, and closes what
@@ -155,15 +156,15 @@ func (p *Preserver) makeRooms(ctx context.Context, k *packer, parcels []*parcel)
 	return nil
 }
 
-// fillAhead puts the parcels into their sessions, several at a time. What the kernel
-// refuses is left to Run, which says why.
-func (k *packer) fillAhead(parcels []*parcel) (prepared Prepared) {
+// fillAhead puts the parcels into their sessions, several at a time, until ctx ends. What
+// the kernel refuses is left to Run, which says why.
+func (k *packer) fillAhead(ctx context.Context, parcels []*parcel) (prepared Prepared) {
 	var mu sync.Mutex
 	queue := make(chan func())
 	workers := work(queue)
 	for _, parcel := range parcels {
 		queue <- func() {
-			fds, bytes := k.putAhead(parcel)
+			fds, bytes := k.putAhead(ctx, parcel)
 			mu.Lock()
 			defer mu.Unlock()
 			prepared.Units, prepared.FDs, prepared.Bytes = prepared.Units+min(fds, 1), prepared.FDs+fds, prepared.Bytes+bytes
@@ -174,8 +175,11 @@ func (k *packer) fillAhead(parcels []*parcel) (prepared Prepared) {
 	return prepared
 }
 
-func (k *packer) putAhead(p *parcel) (fds int, bytes int64) {
+func (k *packer) putAhead(ctx context.Context, p *parcel) (fds int, bytes int64) {
 	for i := range p.items {
+		if ctx.Err() != nil {
+			break
+		}
 		it := &p.items[i]
 		c := it.shared
 		c.room = k.early[p.unit]

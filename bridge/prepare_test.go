@@ -3,6 +3,7 @@
 package bridge_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -368,5 +369,29 @@ func TestPreparingThatLeavesNoSessionForTheIndexIsDoneAnew(t *testing.T) {
 	w.then(w.prepared(), "a.service", "early.service")
 	if !strings.Contains(w.logged(), "preserved anew") {
 		t.Errorf("the log does not say so:\n%s", w.logged())
+	}
+}
+
+// Somebody wants it undone before it is done, and memory takes its time.
+func TestPreparingEndsWhenItIsInterrupted(t *testing.T) {
+	w := preparable(t)
+	ctx, stop := context.WithCancel(t.Context())
+	counts := map[string]int{}
+	w.kernel.Fail = func(request uint, name string, _ uint64) error {
+		if request == session.ReqPreserveFD {
+			stop()
+			counts[name]++
+		}
+		return nil
+	}
+	if _, err := w.preserver().Prepare(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("Prepare: %v", err)
+	}
+	if counts["fdbridge.early.service"] > 1 {
+		t.Errorf("it has gone on: %v", counts)
+	}
+	w.kernel.Fail = nil
+	if !w.free(w.file("early.service", "sealed")) {
+		t.Error("it is not undone")
 	}
 }

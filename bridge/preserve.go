@@ -195,7 +195,7 @@ func (p *Preserver) Run(ctx context.Context) (_ *Preserved, err error) {
 // back after that, so it comes last. The kernel takes no file twice: what a store
 // has that cannot be emptied is carried once nevertheless.
 func (p *Preserver) empty(ctx context.Context, done *Preserved) {
-	ctx, stop := context.WithTimeout(ctx, emptyTimeout)
+	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), emptyTimeout) // however long the rest has taken
 	defer stop()
 	err := p.Stores.Empty(ctx, done.finished)
 	for _, name := range done.rescued {

@@ -83,6 +83,7 @@ func (u *update) await(ctx context.Context) error {
 			_ = u.stores.Look(ctx)
 		},
 	}
+	defer func() { _ = os.Remove(startingDropIn) }() // it does no harm
 	alive := func() error { return u.socket.ExtendTimeout(stopTimeout) }
 	err := shutdown.Wait(ctx, alive)
 	if !errors.Is(err, units.ErrNoShutdown) {
@@ -99,14 +100,13 @@ func (u *update) await(ctx context.Context) error {
 		u.log.Warning("%v", err)
 		return begun // meanwhile, and all can be done then
 	}
-	defer func() { _ = os.Remove(startingDropIn) }() // it does no harm
 	look, reload := shutdown.Meanwhile, sync.OnceFunc(u.reload)
 	shutdown.Meanwhile = func(ctx context.Context) { reload(); look(ctx) }
 	shutdown.Within = u.rules.PrepareTimeout
 	err = shutdown.Wait(ctx, alive)
 	if errors.Is(err, units.ErrNoShutdown) {
 		u.log.Warning("Nothing was made of what was prepared within PrepareTimeoutSec=%v: it is undone.", u.rules.PrepareTimeout)
-		err = errors.Join(u.preserver.Abandon(), stopSelf(ctx))
+		err = errors.Join(u.preserver.Abandon(), end(ctx, &shutdown, alive))
 	}
 	if err == nil {
 		reload() // if it was too short to do anything meanwhile
@@ -121,18 +121,15 @@ func (u *update) prepare(ctx context.Context) error {
 	if err := u.socket.ExtendTimeout(sum(u.rules.PrepareTimeout, stopTimeout)); err != nil {
 		return err
 	}
+	if err := outlastReloads(); err != nil {
+		u.log.Warning("systemctl daemon-reload will undo what is prepared: %v", err)
+	}
 	prepared, err := u.preserver.Prepare(ctx)
 	if err != nil {
 		return fmt.Errorf("%w: %w", errUnprepared, err)
 	}
 	u.log.Info("%s", prepared.Summary())
-	if err := u.socket.Status(prepared.Summary()); err != nil {
-		return err
-	}
-	if err := outlastReloads(); err != nil {
-		u.log.Warning("systemctl daemon-reload will undo what is prepared: %v", err)
-	}
-	return nil
+	return u.socket.Status(prepared.Summary())
 }
 
 // errUnprepared says that no live update was under way, and that none is prepared.
@@ -158,17 +155,26 @@ func outlastReloads() error {
 	return err
 }
 
-// stopSelf has the service manager stop this service, and returns when it does so.
+// end has the service manager stop this service, which ends ctx. A shutdown that begins before
+// that takes the place of the stop, or has it refused: then all is done as if nothing had been
+// prepared, and end returns when services have stopped.
+func end(ctx context.Context, shutdown *units.Shutdown, alive func() error) error {
+	failed := stopSelf(ctx)
+	shutdown.Within = endTimeout
+	err := shutdown.Wait(ctx, alive)
+	if errors.Is(err, units.ErrNoShutdown) {
+		return errors.Join(fmt.Errorf("%w: the service manager does not stop %s", errUnprepared, bridge.PreserveUnit), failed)
+	}
+	return err
+}
+
+// stopSelf asks the service manager to stop this service.
 func stopSelf(ctx context.Context) error {
 	manager, err := units.Connect(ctx, units.PrivateSocket)
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(manager.Stop(ctx, bridge.PreserveUnit), manager.Close()); err != nil {
-		return err
-	}
-	<-ctx.Done()
-	return context.Cause(ctx)
+	return errors.Join(manager.Stop(ctx, bridge.PreserveUnit), manager.Close())
 }
 
 // notPreserved is the end when nothing is preserved. Being told to stop is no failure.

@@ -135,7 +135,7 @@ func newHolder(socket *notify.Socket, reader *units.Reader, log *journal.Log) *b
 	}
 }
 
-// endTimeout bounds how long a preserve service that ends is waited for.
+// endTimeout bounds how long a preserve service that ends is waited for, by others and by itself.
 const endTimeout = 10 * time.Second
 
 // preserveEnded waits until a preserve service that was ready has ended, as when the

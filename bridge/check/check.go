@@ -155,6 +155,7 @@ type Checker struct {
 	State    func(ctx context.Context, unit string) (units.State, error)
 	Excluded func(unit string) bool // as bridge.Preserver has it
 	Required func(unit string) bool // as bridge.Preserver has it
+	Settings []error                // what is wrong with the settings that say so, and ignored
 	// Root is the machine's file system, and KernelLog returns its kernel log,
 	// as kho.ReadState takes them.
 	Root      fs.FS
@@ -168,6 +169,9 @@ func (c *Checker) Run(ctx context.Context, target *Target) (*Result, error) {
 	ctx, stop := context.WithTimeoutCause(ctx, timeout, fmt.Errorf("it has taken longer than %v", timeout))
 	defer stop()
 	found := &Result{Units: []Unit{}, Problems: []Problem{}}
+	for _, wrong := range c.Settings {
+		found.add(Carried, "Correct it, or remove it: see fdbridge.conf(5) and fdbridge.directives(7).", "%v", wrong)
+	}
 	err := c.machine(ctx, found)
 	if err == nil {
 		err = c.services(ctx, found)

@@ -267,6 +267,8 @@ func TestCheckFindsWhatIsWrongWithTheMachine(t *testing.T) {
 		want    []string
 	}{
 		"nothing": {func(*checked) {}, check.Carried, []string{cannotBeTold}},
+		"a wrong setting": {func(c *checked) { c.Settings = []error{errors.New("OnLoss=perhaps is ignored")} },
+			check.Carried, []string{`carried [] OnLoss=perhaps is ignored`, cannotBeTold}},
 		"nothing is loaded": {func(c *checked) { c.root["sys/kernel/kexec_loaded"].Data = []byte("0\n") },
 			check.Impossible, []string{`impossible [] no kernel is loaded for kexec`}},
 		"no kexec": {func(c *checked) { delete(c.root, "sys/kernel/kexec_loaded") },

@@ -40,10 +40,12 @@ func thisHost() host {
 	}
 }
 
-// thisChecker goes by the same settings as fdbridged preserves by, which is where
-// problems of theirs are reported.
+// thisChecker goes by the same settings as fdbridged preserves by.
 func thisChecker() *check.Checker {
-	rules, _ := config.LoadRules("/")
+	rules, problems := config.LoadRules("/")
+	if rules.Register.Masked() {
+		problems = nil // it is found anyway
+	}
 	reader := &units.Reader{Socket: units.PrivateSocket}
 	return &check.Checker{
 		Stores:     reader,
@@ -52,6 +54,7 @@ func thisChecker() *check.Checker {
 		State:      reader.State,
 		Excluded:   rules.Excluded,
 		Required:   rules.Required,
+		Settings:   problems,
 		Root:       os.DirFS("/"),
 		KernelLog:  kho.KernelLog,
 	}

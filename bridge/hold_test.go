@@ -136,6 +136,9 @@ func TestADeviceThatIsBusyIsTriedAgain(t *testing.T) {
 	if unknown := statusOf(t, d.socket).Unknown; !strings.Contains(unknown, session.ErrBusy.Error()) {
 		t.Errorf("status says that it is unknown because %q", unknown)
 	}
+	if err := d.holder.Known(ctx, "a.service"); !errors.Is(err, session.ErrBusy) || !strings.Contains(err.Error(), "fuser /dev/liveupdate") {
+		t.Errorf("why it is not known: %v", err)
+	}
 	waiting := run(t, u.inject(d.socket, "a.service", keeper{m: u.manager, unit: "a.service"}))
 	retried := make(chan bool)
 	go func() { retried <- d.holder.Retry(t.Context()) }()

@@ -23,10 +23,10 @@ const memfdType = "memfd"
 // fixedSize are the seals of a memfd whose size cannot change any more.
 const fixedSize = unix.F_SEAL_GROW | unix.F_SEAL_SHRINK
 
-// settled tells whether a memfd with these seals refuses nothing when it is preserved
-// that it does not refuse before: a change in size, and F_SEAL_WRITE, for which the
-// kernel waits in vain that nobody else has the pages (memfd_wait_for_pins in
-// mm/memfd.c, Linux 7.2).
+// settled tells whether a memfd with these seals refuses what it refuses while it is
+// preserved at any time: a change in size, and F_SEAL_WRITE, for which the kernel waits in
+// vain that nobody else has the pages (memfd_wait_for_pins in mm/memfd.c, Linux 7.2). That
+// no hole can be punched is new to one that is not sealed against writing.
 func settled(seals int) bool {
 	return seals&fixedSize == fixedSize && seals&(unix.F_SEAL_SEAL|unix.F_SEAL_WRITE) != 0
 }

@@ -93,7 +93,11 @@ func (h *Holder) Known(ctx context.Context, units ...string) error {
 	case <-h.tried:
 	case <-ctx.Done():
 	}
-	return h.state(units...)
+	err := h.state(units...)
+	if errors.Is(err, session.ErrBusy) {
+		err = fmt.Errorf("%w; \"fuser %s\" tells which, and when it is free, a unit gets its fds when it is started again", err, h.Device)
+	}
+	return err
 }
 
 // state returns why it is not known what is held for one of units, nil if it is

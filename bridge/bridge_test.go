@@ -41,6 +41,7 @@ type world struct {
 	unrecorded  error         // why an index cannot be recorded
 	unrescued   error         // why something of an update that was called off cannot be had
 	unemptied   error         // why it is left where it is
+	unsealed    error         // why there is no time to empty stores
 	impatient   time.Duration // the servers' RequestTimeout, if set
 	// waitInterval is the servers' WaitInterval, if set; otherwise nobody is told to wait.
 	// queueTimeout is their QueueTimeout, if set.
@@ -79,7 +80,7 @@ func (w *world) logged() string {
 func (w *world) preserver() *bridge.Preserver {
 	log := journal.To(w)
 	return &bridge.Preserver{
-		Stores: w.manager, Sealed: func() {}, Duplicator: w.duplicator, Kernel: w.kernel, Device: session.Path,
+		Stores: w.manager, Sealed: func(time.Duration) error { return w.unsealed }, Duplicator: w.duplicator, Kernel: w.kernel, Device: session.Path,
 		Excluded: func(unit string) bool {
 			return unit == "excluded.service" || unit == bridge.OwnUnit || unit == rescueUnit
 		},

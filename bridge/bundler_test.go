@@ -240,3 +240,29 @@ func send(t testing.TB, way *fd.FD, name string, f *fd.FD) {
 		t.Fatal(err)
 	}
 }
+
+// Kernels before 7.2 do not tell the name of a session when it is long. That of one in a
+// bundle is beside it.
+func TestAHeldSessionWhoseNameIsNotKnownIsNamedAsLost(t *testing.T) {
+	u := update(t, many(449))
+	u.serveOwn().stop()
+	last := u.units[448]
+	u.kernel.Fail = func(request uint, name string, _ uint64) error {
+		if request == session.ReqGetName && name == kho.SessionName(last) {
+			return unix.EINVAL
+		}
+		return nil
+	}
+	u.preserver().GiveUp(t.Context(), errors.New("not now"))
+	if want := last + ": Not carried are"; !strings.Contains(u.logged(), want) {
+		t.Errorf("the log does not say %q", want)
+	}
+	preserved := u.preserve()
+	if want := last + ": What is held for it in session " + kho.SessionName(last) + " will be lost"; strings.Count(u.logged(), want) != 1 || strings.Count(u.logged(), "will be lost") != 1 {
+		t.Errorf("the log does not say %q, or more", want)
+	}
+	u.kexec(preserved)
+	if diff := cmp.Diff(u.units[:448], u.serveOwn().holder.Units()); diff != "" {
+		t.Errorf("held (-want +got):\n%s", diff)
+	}
+}

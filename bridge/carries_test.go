@@ -156,11 +156,22 @@ func TestAPID1ThatCarriesNothingKeepsTheStores(t *testing.T) {
 }
 
 func TestAStoreThatCannotBeEmptiedStopsNoUpdate(t *testing.T) {
-	w := crowded(t)
-	w.carries, w.emptyErr = true, errors.New("no answer")
-	w.kexec(w.preserve())
-	if !strings.Contains(w.logged(), "<4>") || !strings.Contains(w.logged(), "no answer") {
-		t.Errorf("there is no warning:\n%s", w.logged())
+	for name, fail := range map[string]func(w *world, err error){
+		"it is refused":           func(w *world, err error) { w.emptyErr = err },
+		"there is no time for it": func(w *world, err error) { w.unsealed = err },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := crowded(t)
+			w.carries = true
+			fail(w, errors.New("no answer"))
+			w.kexec(w.preserve())
+			if !strings.Contains(w.logged(), "<4>") || !strings.Contains(w.logged(), "no answer") {
+				t.Errorf("there is no warning:\n%s", w.logged())
+			}
+			if w.unsealed != nil && w.emptied != nil {
+				t.Errorf("emptied: %v", w.emptied)
+			}
+		})
 	}
 }
 

@@ -27,6 +27,9 @@ type leftHeld struct {
 	manifests []*fd.FD
 	// unread are the sessions, by name, whose manifests cannot be read.
 	unread map[string]bool
+	// nameless are the names in the store of sessions of which the kernel does not say which
+	// they are, as those before Linux 7.2 do not of one with a long name.
+	nameless map[string]bool
 }
 
 // close closes all, which ends nothing: PID 1 has them too.
@@ -108,9 +111,8 @@ func (p *Preserver) takeHeld(store *units.Store, duplicator Duplicator) (parcels
 // takeOver duplicates all that is in fdbridged's store.
 func (p *Preserver) takeOver(store *units.Store, duplicator Duplicator) (*leftHeld, error) {
 	left := &leftHeld{sessions: map[string]*session.Session{}, kept: map[string]*fd.FD{},
-		done: map[string]bool{}, taken: map[string]*fd.FD{}, unread: map[string]bool{}}
+		done: map[string]bool{}, taken: map[string]*fd.FD{}, unread: map[string]bool{}, nameless: map[string]bool{}}
 	var kept, bundles []units.Entry
-	alone := map[string]bool{} // sessions that are entries of their own, by their names in the store
 	for _, e := range store.Entries {
 		switch {
 		case isBundle(e.Name):
@@ -118,7 +120,7 @@ func (p *Preserver) takeOver(store *units.Store, duplicator Duplicator) (*leftHe
 		case strings.HasPrefix(e.Name, donePrefix):
 			left.done[e.Name] = true
 		case strings.HasPrefix(e.Name, sessionPrefix):
-			alone[e.Name] = true
+			left.nameless[e.Name] = true
 		case strings.HasPrefix(e.Name, keptPrefix):
 			kept = append(kept, e)
 		}
@@ -135,16 +137,13 @@ func (p *Preserver) takeOver(store *units.Store, duplicator Duplicator) (*leftHe
 		s := session.Adopt(p.Kernel, f)
 		name, err := s.Name()
 		if err == nil {
-			delete(alone, sessionName(name))
+			delete(left.nameless, sessionName(name))
 		}
 		if err != nil || !kho.IsSession(name) {
 			_ = s.Close() // a service's own session
 			continue
 		}
 		left.sessions[name] = s
-	}
-	for _, name := range slices.Sorted(maps.Keys(alone)) { // before Linux 7.2 a long name is not known
-		failed = append(failed, fmt.Errorf("the session behind the fd %q in fdbridged's store does not tell its name", name))
 	}
 	return left, errors.Join(append(failed, err)...)
 }
@@ -189,6 +188,9 @@ func (p *Preserver) held(left *leftHeld, unit *kho.IndexUnit) (*parcel, error) {
 	if !left.has(unit) {
 		return nil, nil
 	}
+	if left.isNameless(unit) {
+		return nil, errNameless
+	}
 	at := address{unit.Sessions[0], unit.Token}
 	manifest, err := left.manifest(at, unit.Unit)
 	if errors.Is(err, session.ErrNoToken) {
@@ -212,14 +214,24 @@ func (l *leftHeld) has(unit *kho.IndexUnit) bool {
 		return false
 	}
 	at := address{unit.Sessions[0], unit.Token}
-	return !l.done[doneName(at)] && (l.sessions[at.session] != nil || l.kept[keptName(at)] != nil)
+	return !l.done[doneName(at)] && (l.sessions[at.session] != nil || l.kept[keptName(at)] != nil || l.isNameless(unit))
+}
+
+// errNameless says that it is not known which session is that of a unit.
+var errNameless = errors.New("this kernel does not show the name of its session; a unit that is started before the update gets its fds")
+
+// isNameless tells whether what is held for a unit, by has, is in a session of which that
+// cannot be said.
+func (l *leftHeld) isNameless(unit *kho.IndexUnit) bool {
+	at := address{unit.Sessions[0], unit.Token}
+	return l.nameless[sessionName(at.session)] && l.kept[keptName(at)] == nil
 }
 
 // finished tells of a unit that something is held for, by has, whether it was let go of, and
 // what is left of its session is not yet removed.
 func (l *leftHeld) finished(unit *kho.IndexUnit) bool {
 	at := address{unit.Sessions[0], unit.Token}
-	return l.kept[keptName(at)] == nil && gone(l.sessions[at.session], at.token)
+	return l.kept[keptName(at)] == nil && !l.isNameless(unit) && gone(l.sessions[at.session], at.token)
 }
 
 // manifest reads a manifest and keeps its file until close.

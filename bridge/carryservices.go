@@ -124,7 +124,7 @@ func (s *Sessions) Close() {
 func (s *Sessions) Made(unit string, e *units.Entry) (ours bool, lost error) {
 	name := kho.ServiceSession(unit, e.Name)
 	switch {
-	case !e.MayBeSession(name):
+	case !e.IsSession(name):
 		return false, nil
 	case s.outgoing[name] != nil:
 		return true, nil

@@ -33,10 +33,10 @@ const (
 // /dev/liveupdate open, which only one can.
 const deviceTimeout = 10 * time.Second
 
-// emptyTimeout bounds how long it may take to empty stores. PID 1 has each fd closed by
+// EmptyTimeout bounds how long it may take to empty stores. PID 1 has each fd closed by
 // a process of its own (asynchronous_close in src/shared/async.c, systemd 262), which
 // takes it some 3 ms on an emulated processor, and does nothing else meanwhile.
-const emptyTimeout = 40 * time.Second
+const EmptyTimeout = 40 * time.Second
 
 // Stores is what a Preserver asks PID 1; units.Ahead does it, and says with its ErrStale
 // that all is to be preserved anew.
@@ -74,9 +74,9 @@ type Preserver struct {
 	Rescue Keeper
 	// Record puts the index where it survives a power cut: see RecordFile.
 	Record func(index *kho.Index) error
-	// Sealed is called when all is preserved, before stores are emptied if they are, from
-	// which there is no way back.
-	Sealed func()
+	// Sealed is called when all is preserved, and told how long what is left takes at most:
+	// nothing, or to empty stores, from which there is no way back, and which an error prevents.
+	Sealed func(left time.Duration) error
 	Origin kho.Origin
 	Log    *journal.Log
 	// Warnings returns what Log was told that needs attention: the index takes it to
@@ -181,10 +181,17 @@ func (p *Preserver) Run(ctx context.Context) (_ *Preserved, err error) {
 		p.Log.Warning("Should the live update not arrive, the next boot cannot say what was lost: %v", err)
 	}
 	p.Log.Info("%s", done.Summary())
-	p.Sealed()
-	if done.device != nil {
+	var left time.Duration
+	if len(done.finished)+len(done.rescued) > 0 {
+		left = EmptyTimeout
+	}
+	prevented := p.Sealed(left)
+	switch {
+	case done.device != nil:
 		p.Log.Info("Nothing is left for the service manager to carry, which will find %s busy.", p.Device)
-	} else {
+	case left > 0 && prevented != nil:
+		p.Log.Warning("The service manager will try to carry what is carried already: %v", prevented)
+	case left > 0:
 		p.empty(ctx, done)
 	}
 	return done, nil
@@ -192,10 +199,10 @@ func (p *Preserver) Run(ctx context.Context) (_ *Preserved, err error) {
 
 // empty empties the stores that PID 1 would try to carry, too (systemd 261 and
 // later), and fdbridged's, whose marks are true of one boot only. There is no way
-// back after that, so it comes last. The kernel takes no file twice: what a store
+// back after that, so it comes last, and is not broken off. The kernel takes no file twice: what a store
 // has that cannot be emptied is carried once nevertheless.
 func (p *Preserver) empty(ctx context.Context, done *Preserved) {
-	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), emptyTimeout) // however long the rest has taken
+	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), EmptyTimeout) // however long the rest has taken
 	defer stop()
 	err := p.Stores.Empty(ctx, done.finished)
 	for _, name := range done.rescued {

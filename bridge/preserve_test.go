@@ -485,29 +485,3 @@ func TestWhatIsHeldHasRoomWithOthersWhenThereAreNoMoreSessions(t *testing.T) {
 		}
 	}
 }
-
-// Kernels before 7.2 do not tell the name of a session when it is long.
-func TestAHeldSessionWhoseNameIsNotKnownIsNoSilentLoss(t *testing.T) {
-	w := newWorld(t)
-	w.add("a.service", "yes")
-	w.put("a.service", "x", "X")
-	w.update()
-	w.put(bridge.OwnUnit, "s-0123456789abcdef", "")
-	if _, err := w.preserver().Run(t.Context()); !errors.Is(err, bridge.ErrRequired) || !strings.Contains(err.Error(), `"s-0123456789abcdef"`) {
-		t.Errorf("Run: %v", err)
-	}
-	p := w.preserver()
-	p.Partly = true
-	preserved, err := p.Run(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !strings.Contains(w.logged(), `What is held for units will be lost: not all that is held for units can be taken over: the session behind the fd "s-0123456789abcdef"`) {
-		t.Errorf("the log does not say so:\n%s", w.logged())
-	}
-	w.kexec(preserved)
-	w.daemon()
-	if diff := cmp.Diff([]string{"a.service"}, w.daemon().holder.Units()); diff != "" {
-		t.Errorf("held (-want +got):\n%s", diff)
-	}
-}

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/fdbridge/fdbridge/bridge/journal"
+	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/kho"
 	"github.com/fdbridge/fdbridge/session"
@@ -129,18 +130,19 @@ func (h *Holder) lost(name string) bool {
 
 // endSession lets go of a session that came, or was opened, if there is one. When it
 // returns, PID 1 has let go of it, too, so that another can be opened.
-func (h *Holder) endSession(name string) error {
-	if err := h.removeSession(name); err != nil {
+func (h *Holder) endSession(unit, name string) error {
+	if err := h.removeSession(unit, name); err != nil {
 		return err
 	}
 	return h.Keeper.Barrier()
 }
 
-func (h *Holder) removeSession(name string) error {
+func (h *Holder) removeSession(unit, name string) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.sessions[name] != nil {
 		h.forget(name)
+		h.watchers.tell(change(unit, wire.ChangeDelivered, 1))
 		return nil
 	}
 	o := h.opened[name]
@@ -189,6 +191,9 @@ func (h *Holder) dropServices(unit string) (n int) {
 			h.forget(s.Session)
 			n++
 		}
+	}
+	if n > 0 {
+		h.watchers.tell(change(unit, wire.ChangeDropped, n))
 	}
 	return n
 }

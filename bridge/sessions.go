@@ -238,7 +238,7 @@ func (s *Server) endSession(ctx context.Context, unit, name string) error {
 			return err
 		}
 	}
-	err := s.Holder.endSession(name)
+	err := s.Holder.endSession(unit, name)
 	if held && err == nil {
 		s.Log.InfoOf(journal.About{Kind: journal.Delivered, Unit: unit, Session: name}, "%s: Delivered session %s.", unit, name)
 	}

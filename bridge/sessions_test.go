@@ -178,6 +178,10 @@ func TestAServiceRegainsWhatItHasPreservedItself(t *testing.T) {
 	if diff := cmp.Diff(held, shown.Entries); diff != "" || err != nil {
 		t.Errorf("shown: %v (-want +got):\n%s", err, diff)
 	}
+	if u := listed(t, d.socket, "vm.service"); u.Sessions != 1 || u.State != wire.StateHeld {
+		t.Errorf("it is listed as %+v", u)
+	}
+	changes := d.watch(t)
 	for range 2 { // the service crashes in between
 		s := w.gets(path, "vm.service", wire.OpClaimSession, "guest")
 		holds(t, s, 77, "memory")
@@ -193,6 +197,10 @@ func TestAServiceRegainsWhatItHasPreservedItself(t *testing.T) {
 		t.Errorf("done: %+v", answer)
 	}
 	_ = s.Close()
+	changes.expect(t, wire.Change{Unit: "vm.service", What: wire.ChangeDelivered, FDs: 1})
+	if u := listed(t, d.socket, "vm.service"); u.Sessions != 0 || u.State == wire.StateHeld {
+		t.Errorf("after it is done it is listed as %+v", u)
+	}
 	if answer, s := w.asks(path, "vm.service", wire.OpClaimSession, "guest"); s != nil || answer.Session != "" {
 		t.Errorf("after it is done: %+v, %v", answer, s)
 	}

@@ -65,6 +65,10 @@ func (e *Entry) MayBeSession(name string) bool {
 	return e.Session() && (e.Path == "" || e.Path == sessionLink+" "+name)
 }
 
+// IsSession tells whether the entry is the session that the kernel has by this name, which has
+// at most 38 bytes: links of longer ones are not shown.
+func (e *Entry) IsSession(name string) bool { return e.Path == sessionLink+" "+name }
+
 // Type says in a word or two what kind of file the entry is, such as
 // "memfd", "pipe", "socket" or "eventfd".
 func (e *Entry) Type() string {

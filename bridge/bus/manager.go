@@ -203,7 +203,7 @@ func (s *Service) deliver(ctx context.Context, c *call) ([]any, *dbus.Error) {
 // mayChange refuses what cannot be done, and then whom it is not allowed to.
 func (s *Service) mayChange(ctx context.Context, c *call, a action) *dbus.Error {
 	u, wrong := s.named(ctx, a.unit)
-	if wrong == nil && u.State != wire.StateHeld {
+	if wrong == nil && u.Held == 0 && (u.Sessions == 0 || a.as != "") { // a unit's own sessions are no other's
 		wrong = fault(errNothingHeld, "nothing is held for "+a.unit)
 	}
 	if wrong != nil {

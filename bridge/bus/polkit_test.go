@@ -275,3 +275,10 @@ func longName(n int) string {
 	}
 	return string(name) + ".service"
 }
+
+func TestAUnitsOwnSessionsCanBeDroppedAndNotDelivered(t *testing.T) {
+	b := start(t)
+	b.set(func(b *backend) { b.units = []wire.Unit{{Unit: "own.service", State: wire.StateHeld, Sessions: 1}} })
+	b.body(b.root, bus.Path, managerInterface+".Drop", "own.service")
+	fault(t, "Deliver", b.call(b.root, bus.Path, managerInterface+".Deliver", "own.service", "a.service").Err, bus.Name+".NothingHeld")
+}

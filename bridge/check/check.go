@@ -155,7 +155,7 @@ type Checker struct {
 	State    func(ctx context.Context, unit string) (units.State, error)
 	Excluded func(unit string) bool // as bridge.Preserver has it
 	Required func(unit string) bool // as bridge.Preserver has it
-	Settings []error                // what is wrong with the settings that say so, and ignored
+	Settings []error                // what is wrong with settings, of fdbridge's or of units
 	// Root is the machine's file system, and KernelLog returns its kernel log,
 	// as kho.ReadState takes them.
 	Root      fs.FS
@@ -170,7 +170,7 @@ func (c *Checker) Run(ctx context.Context, target *Target) (*Result, error) {
 	defer stop()
 	found := &Result{Units: []Unit{}, Problems: []Problem{}}
 	for _, wrong := range c.Settings {
-		found.add(Carried, "Correct it, or remove it: see fdbridge.conf(5) and fdbridge.directives(7).", "%v", wrong)
+		found.add(Carried, "See fdbridge.conf(5), fdbridge.directives(7) and fdbridge(7).", "%v", wrong)
 	}
 	err := c.machine(ctx, found)
 	if err == nil {

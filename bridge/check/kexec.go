@@ -5,6 +5,7 @@ package check
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 )
 
@@ -80,13 +81,16 @@ func (k *Kexec) Run(ctx context.Context, o Options, report func(*Result) error) 
 
 // begin prepares and starts; of what is not started nothing stays prepared.
 func (k *Kexec) begin(ctx context.Context) error {
-	k.Prepare(ctx)
-	err := context.Cause(ctx)
-	if err == nil {
-		err = k.Start()
+	if ctx.Err() == nil {
+		k.Prepare(ctx)
 	}
-	if err != nil {
+	if ctx.Err() != nil {
 		k.Undo(context.WithoutCancel(ctx))
+		return fmt.Errorf("nothing was begun: %w", context.Cause(ctx))
+	}
+	err := k.Start()
+	if err != nil {
+		k.Undo(ctx)
 	}
 	return err
 }

@@ -206,7 +206,13 @@ func (u *update) preserve(ctx context.Context) (*bridge.Preserved, error) {
 		os.Exit(1)
 	})
 	defer late.Stop()
-	u.preserver.Sealed = func() { late.Stop() }
+	u.preserver.Sealed = func(left time.Duration) error {
+		late.Stop()
+		if left == 0 {
+			return nil
+		}
+		return u.socket.ExtendTimeout(left + 2*messageTimeout) // with what it has to be told after that
+	}
 	limited, stop := context.WithTimeoutCause(ctx, u.rules.PreserveTimeout,
 		fmt.Errorf("it has taken longer than PreserveTimeoutSec=%v", u.rules.PreserveTimeout))
 	defer stop()

@@ -236,6 +236,8 @@ func traceToKernelLog() {
 
 func statusLine(holder *bridge.Holder) string {
 	switch units, sessions := len(holder.Units()), len(holder.OwnSessions()); {
+	case units == 0 && sessions > 0:
+		return fmt.Sprintf("Holding %d sessions of services.", sessions)
 	case sessions > 0:
 		return fmt.Sprintf("Holding the fds of %d units, and %d sessions of services.", units, sessions)
 	case units > 0:

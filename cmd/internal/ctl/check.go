@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -19,6 +20,8 @@ import (
 	"github.com/fdbridge/fdbridge/kho"
 	"github.com/fdbridge/fdbridge/session"
 	"github.com/fdbridge/fdbridge/units"
+	"github.com/fdbridge/fdbridge/units/generator"
+	"github.com/fdbridge/fdbridge/units/unitfile"
 )
 
 // host is the machine whose next live update is checked and begun.
@@ -42,10 +45,9 @@ func thisHost() host {
 
 // thisChecker goes by the same settings as fdbridged preserves by.
 func thisChecker() *check.Checker {
-	rules, problems := config.LoadRules("/")
-	if rules.Register.Masked() {
-		problems = nil // it is found anyway
-	}
+	rules, _ := config.LoadRules("/")
+	settings, problems := config.Load("/")
+	_, unfit := generator.MakeRegister("/", unitfile.SearchPath(os.LookupEnv("SYSTEMD_UNIT_PATH")), settings.Excluded)
 	reader := &units.Reader{Socket: units.PrivateSocket}
 	return &check.Checker{
 		Stores:     reader,
@@ -54,7 +56,7 @@ func thisChecker() *check.Checker {
 		State:      reader.State,
 		Excluded:   rules.Excluded,
 		Required:   rules.Required,
-		Settings:   problems,
+		Settings:   append(problems, unfit...),
 		Root:       os.DirFS("/"),
 		KernelLog:  kho.KernelLog,
 	}
@@ -184,12 +186,15 @@ func kexecCommand(h host, v *view) *cobra.Command {
 					fmt.Fprintf(cmd.ErrOrStderr(), "fdbridgectl: nothing is prepared: %s\n", oneLine(err.Error()))
 				}
 			}
+			var stop func()
 			h.Undo = func(ctx context.Context) {
+				stop() // whoever does not want to wait for it need not
 				if err := h.abort(ctx); err != nil {
 					fmt.Fprintf(cmd.ErrOrStderr(), "fdbridgectl: what was prepared stays so until PrepareTimeoutSec= has passed, or fdbridgectl abort: %s\n", oneLine(err.Error()))
 				}
 			}
-			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, unix.SIGTERM, unix.SIGHUP)
+			var ctx context.Context
+			ctx, stop = interruptible(cmd.Context())
 			defer stop()
 			var said *check.Result
 			err := h.Run(ctx, o, func(found *check.Result) error {
@@ -208,6 +213,13 @@ func kexecCommand(h host, v *view) *cobra.Command {
 	line.flags(cmd, "and give it")
 	flags.BoolVar(&o.Force, "force", false, "do it whatever would be lost")
 	return cmd
+}
+
+// interruptible returns a context that ends with a signal that ends the process otherwise, but
+// for those that it was started without, as by nohup(1).
+func interruptible(ctx context.Context) (context.Context, func()) {
+	ends := slices.DeleteFunc([]os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP}, signal.Ignored)
+	return signal.NotifyContext(ctx, ends...)
 }
 
 // refusal says what the operator can do about it that a kexec is refused.

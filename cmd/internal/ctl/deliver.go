@@ -31,7 +31,7 @@ func deliverCommand(d daemon, v *view) *cobra.Command {
 			}
 			return output(cmd.OutOrStdout(), v.json, assigned, func() string { return assignedText(assigned) })
 		},
-		ValidArgsFunction: d.completeUnits(heldUnit),
+		ValidArgsFunction: d.completeUnits(func(unit *wire.Unit) bool { return unit.Held > 0 }),
 	}
 	cmd.Flags().StringVar(&as, "as", "", "the `unit` that gets them")
 	return cmd

@@ -140,10 +140,14 @@ func (v *view) reportText(r *report) string {
 
 func heldText(units, sessions int) string {
 	text := "the fds of " + count(units, "unit")
-	if sessions > 0 {
-		text += fmt.Sprintf(", and %s of services", count(sessions, "session"))
+	own := count(sessions, "session") + " of services"
+	switch {
+	case sessions == 0:
+		return text
+	case units == 0:
+		return own
 	}
-	return text
+	return text + ", and " + own
 }
 
 // steps says how long each took.

@@ -40,6 +40,7 @@ type world struct {
 	recorded    *kho.Index
 	unrecorded  error         // why an index cannot be recorded
 	unrescued   error         // why something of an update that was called off cannot be had
+	unheard     error         // why nothing of it can be
 	unemptied   error         // why it is left where it is
 	unsealed    error         // why there is no time to empty stores
 	impatient   time.Duration // the servers' RequestTimeout, if set

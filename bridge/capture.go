@@ -114,6 +114,7 @@ func closeAll(parcels []*parcel) {
 type stores struct {
 	parcels []*parcel
 	own     *units.Store // fdbridged's, nil when it is empty
+	rescued []units.Entry // in the store of the service that preserves
 	// duplicator and sessions are of PID 1, opened when they are first asked for.
 	duplicator func() (Duplicator, error)
 	sessions   func() (*Sessions, error)
@@ -197,6 +198,9 @@ func (p *Preserver) carry(ctx context.Context, packer *packer) (*stores, error) 
 		if store.Unit == OwnUnit {
 			found.own = store
 			queue <- func() { _, _ = found.duplicator() } // it will be needed
+		}
+		if store.Unit == PreserveUnit {
+			found.rescued = store.Entries
 		}
 		if !store.OptedIn() || store.Unit == OwnUnit || store.Unit == PreserveUnit {
 			return

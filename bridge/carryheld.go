@@ -66,8 +66,8 @@ func (l *leftHeld) file(a address) (*fd.FD, error) {
 // be carried on. What cannot be is logged and left out; ErrRequired says that
 // something of it may not be lost, and that all is where it was. rescued are the
 // names of what is in this service's own store from then on.
-func (p *Preserver) takeHeld(store *units.Store, duplicator Duplicator) (parcels []*parcel, rescued []string, err error) {
-	left, err := p.takeOver(store, duplicator)
+func (p *Preserver) takeHeld(found *stores, duplicator Duplicator) (parcels []*parcel, rescued []string, err error) {
+	left, err := p.takeOver(found.own, found.rescued, duplicator)
 	defer left.close()
 	if err != nil {
 		err = fmt.Errorf("not all that is held for units can be taken over: %w", err)
@@ -105,11 +105,16 @@ func (p *Preserver) takeHeld(store *units.Store, duplicator Duplicator) (parcels
 		return nil, nil, fmt.Errorf("%w: %w", ErrRequired, errors.Join(lost...))
 	}
 	p.finishHeld(left)
-	return parcels, slices.Collect(maps.Keys(left.taken)), nil
+	rescued = slices.Collect(maps.Keys(left.taken))
+	for _, e := range found.rescued {
+		rescued = append(rescued, e.Name)
+	}
+	return parcels, rescued, nil
 }
 
-// takeOver duplicates all that is in fdbridged's store.
-func (p *Preserver) takeOver(store *units.Store, duplicator Duplicator) (*leftHeld, error) {
+// takeOver duplicates all that is in fdbridged's store, and what an update that was called off
+// has left in this service's own, and fdbridged could not have.
+func (p *Preserver) takeOver(store *units.Store, rescued []units.Entry, duplicator Duplicator) (*leftHeld, error) {
 	left := &leftHeld{sessions: map[string]*session.Session{}, kept: map[string]*fd.FD{},
 		done: map[string]bool{}, taken: map[string]*fd.FD{}, unread: map[string]bool{}, nameless: map[string]bool{}}
 	var kept, bundles []units.Entry
@@ -125,9 +130,14 @@ func (p *Preserver) takeOver(store *units.Store, duplicator Duplicator) (*leftHe
 			kept = append(kept, e)
 		}
 	}
+	kept = append(kept, rescued...)
 	files, failed := duplicator.Dup(kept)
 	for i, file := range files {
-		if file != nil {
+		switch {
+		case file == nil:
+		case left.kept[kept[i].Name] != nil: // fdbridged has it, too
+			failed = append(failed, file.FD.Close())
+		default:
 			left.kept[kept[i].Name] = file.FD
 		}
 	}

@@ -65,14 +65,16 @@ type Holder struct {
 	cut      bool               // an earlier fdbridged has ended while it retrieved sessions
 	earlier  map[string]bool    // the sessions that an earlier fdbridged has retrieved
 	twice    bool               // what is kept is where the next Holder may rescue it from, too
-	adopted  []notify.Passed    // what is not sorted: the index is not read, or knows it not
-	missing  map[string]error   // by unit, or a service's session: why something of it cannot be had
-	unknown  error              // why it is not known what is held; nil when it is
-	tried    chan struct{}      // closed when unknown will not change any more
-	patience time.Time          // until when it is worth while to wait for that
-	problems []string
-	outcome  map[string]string // by unit: what Unit.Outcome of package wire says
-	restored span              // when the sessions were retrieved; zero if an earlier fdbridged did it
+	// elsewhere says that a session without its files may be of what was rescued in part only.
+	elsewhere bool
+	adopted   []notify.Passed  // what is not sorted: the index is not read, or knows it not
+	missing   map[string]error // by unit, or a service's session: why something of it cannot be had
+	unknown   error            // why it is not known what is held; nil when it is
+	tried     chan struct{}    // closed when unknown will not change any more
+	patience  time.Time        // until when it is worth while to wait for that
+	problems  []string
+	outcome   map[string]string // by unit: what Unit.Outcome of package wire says
+	restored  span              // when the sessions were retrieved; zero if an earlier fdbridged did it
 
 	watchers watchers
 }

@@ -230,15 +230,13 @@ func (p *Preserver) GiveUp(ctx context.Context, why error) {
 	}
 	p.Log.Err("No fd store will be carried into the next kernel%s: %v", by, why)
 	var own *units.Store
-	rescued := map[string]bool{}
+	var rescued []units.Entry
 	err := p.Stores.EachStore(ctx, func(s *units.Store) {
 		switch s.Unit {
 		case OwnUnit:
 			own = s
 		case PreserveUnit:
-			for i := range s.Entries {
-				rescued[s.Entries[i].Name] = true
-			}
+			rescued = s.Entries
 		}
 		if !s.OptedIn() || p.Excluded(s.Unit) {
 			return
@@ -257,9 +255,9 @@ func (p *Preserver) GiveUp(ctx context.Context, why error) {
 	}
 }
 
-// giveUpOwn logs what is lost of fdbridged's store. rescued are the names of what Run has
-// taken out of held sessions: see finishHeld.
-func (p *Preserver) giveUpOwn(own *units.Store, rescued map[string]bool) {
+// giveUpOwn logs what is lost of fdbridged's store. rescued is what was taken out of held
+// sessions: see finishHeld.
+func (p *Preserver) giveUpOwn(own *units.Store, rescued []units.Entry) {
 	open := 0
 	for i := range own.Entries {
 		if strings.HasPrefix(own.Entries[i].Name, openPrefix) {
@@ -275,18 +273,18 @@ func (p *Preserver) giveUpOwn(own *units.Store, rescued map[string]bool) {
 }
 
 // giveUpHeld logs what is lost of what fdbridged holds for units.
-func (p *Preserver) giveUpHeld(own *units.Store, rescued map[string]bool) error {
+func (p *Preserver) giveUpHeld(own *units.Store, rescued []units.Entry) error {
 	d, err := p.Duplicator()
 	if err != nil {
 		return err
 	}
 	defer func() { _ = d.Close() }() // it was only read from
-	left, err := p.takeOver(own, d)
+	left, err := p.takeOver(own, rescued, d)
 	defer left.close()
 	index, failed := left.index()
 	if index != nil {
 		for i := range index.Units {
-			if u := &index.Units[i]; left.has(u) && (rescued[keptName(address{u.Sessions[0], u.Token})] || !left.finished(u)) {
+			if u := &index.Units[i]; left.has(u) && !left.finished(u) {
 				p.Log.Err("%s: Not carried are the %d fds that are held for it", u.Unit, u.Entries)
 			}
 		}
@@ -342,7 +340,7 @@ func (p *Preserver) complete(found *stores, packer *packer) error {
 	if found.own != nil {
 		d, err := found.duplicator()
 		if err == nil {
-			held, rescued, err = p.takeHeld(found.own, d)
+			held, rescued, err = p.takeHeld(found, d)
 		}
 		if err != nil {
 			return err

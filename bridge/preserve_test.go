@@ -357,6 +357,37 @@ func TestWhatIsHeldSurvivesAnUpdateThatIsCalledOff(t *testing.T) {
 	}
 }
 
+// PID 1 is busy when all services are started again.
+func TestWhatAnUpdateThatWasCalledOffHasTakenApartWaitsForPID1(t *testing.T) {
+	for _, again := range []bool{true, false} {
+		w := newWorld(t)
+		w.add("a.service", "yes")
+		w.put("a.service", "own", "x")
+		want := map[string][]string{"a.service": w.contents("a.service")}
+		w.update()
+		w.rolledBack()
+		w.unheard = errors.New("no answer")
+		holder, socket, stop := w.serve()
+		if p := holder.Problems(); len(p) != 1 || !strings.Contains(p[0], "no answer; \"systemctl restart fdbridged.service\"") {
+			t.Errorf("problems: %q", p)
+		}
+		if n, err := w.deliver(socket, "a.service"); n != 0 || err == nil {
+			t.Errorf("delivered: %d, %v", n, err)
+		}
+		stop()
+		w.unheard = nil
+		if !again { // the next update comes before fdbridged is restarted
+			w.kexec(w.preserve())
+		}
+		_, socket, stop = w.serve()
+		if n, err := w.deliver(socket, "a.service"); n != 1 || err != nil {
+			t.Errorf("delivered: %d, %v", n, err)
+		}
+		stop()
+		w.check(want)
+	}
+}
+
 func TestWhatIsHeldAndCannotBeReadIsLeftWhereItIs(t *testing.T) {
 	w := newWorld(t)
 	for _, unit := range []string{"a.service", "b.service"} {
@@ -410,6 +441,9 @@ func (w *world) rescued(context.Context) ([]notify.Passed, func() error, error) 
 			w.empty(rescueUnit)
 		}
 		return w.unemptied
+	}
+	if w.unheard != nil {
+		return nil, letGo, w.unheard
 	}
 	return w.passed(rescueUnit), letGo, w.unrescued
 }

@@ -46,8 +46,8 @@ func (h *Holder) Restore(ctx context.Context, passed []notify.Passed) {
 	h.mu.Unlock()
 	if err := h.rescue(ctx); err != nil {
 		h.mu.Lock()
-		h.twice = true
-		h.problem(journal.About{}, "Not all that a live update that was called off had taken apart can be taken over: %v", err)
+		h.twice, h.elsewhere = true, true
+		h.problem(journal.About{}, "Not all that a live update that was called off had taken apart can be taken over: %v; \"systemctl restart %s\" tries it again", err, OwnUnit)
 		h.mu.Unlock()
 	}
 	if err := h.complete(ctx); err != nil {
@@ -310,7 +310,7 @@ func (h *Holder) isThere(manifest address, adopted map[string]bool) bool {
 	case !adopted[manifest.session]:
 		return true
 	}
-	if gone(s, manifest.token) {
+	if gone(s, manifest.token) && !h.elsewhere {
 		h.forget(manifest.session)
 		return false
 	}

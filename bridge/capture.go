@@ -113,7 +113,7 @@ func closeAll(parcels []*parcel) {
 // stores is what was found in PID 1.
 type stores struct {
 	parcels []*parcel
-	own     *units.Store // fdbridged's, nil when it is empty
+	own     *units.Store  // fdbridged's, nil when it is empty
 	rescued []units.Entry // in the store of the service that preserves
 	// duplicator and sessions are of PID 1, opened when they are first asked for.
 	duplicator func() (Duplicator, error)

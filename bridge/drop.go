@@ -62,11 +62,13 @@ func (s *Server) Expire(ctx context.Context, timeout time.Duration) {
 	case <-time.After(timeout - time.Duration(now.Nano())):
 	}
 	for _, unit := range s.Holder.unclaimed() {
-		s.Log.WarningOf(journal.About{Kind: journal.Dropped, Unit: unit}, "%s: It has not claimed its fds within HoldTimeoutSec=%v; they are dropped.", unit, timeout)
 		bounded, stop := context.WithTimeout(ctx, grantTimeout)
-		if err := s.dropUnit(bounded, unit); err != nil {
-			s.Holder.Problem(journal.About{Unit: unit}, "%s: %v", unit, err)
-		}
+		err := s.dropUnit(bounded, unit)
 		stop()
+		if err != nil {
+			s.Holder.Problem(journal.About{Unit: unit}, "%s: It has not claimed its fds within HoldTimeoutSec=%v, and they are not dropped: %v", unit, timeout, err)
+			continue
+		}
+		s.Log.WarningOf(journal.About{Kind: journal.Dropped, Unit: unit}, "%s: It has not claimed its fds within HoldTimeoutSec=%v; they are dropped.", unit, timeout)
 	}
 }

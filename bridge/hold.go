@@ -91,8 +91,13 @@ type holding struct{ kho.IndexUnit }
 // manifest is where the parcel's manifest is.
 func (p *holding) manifest() address { return address{p.Sessions[0], p.Token} }
 
-// maxProblems bounds how many problems of one boot are kept; the log has all.
-const maxProblems = 1000
+// maxProblems bounds how many problems of one boot are kept, and maxProblem how long each is,
+// in bytes: it has to fit into a packet, in which each of them takes six at most. The log has
+// all.
+const (
+	maxProblems = 1000
+	maxProblem  = 8 << 10
+)
 
 // problem logs what went wrong and keeps it for Problems.
 func (h *Holder) problem(about journal.About, format string, args ...any) {
@@ -103,7 +108,7 @@ func (h *Holder) problem(about journal.About, format string, args ...any) {
 
 // note keeps what went wrong for Problems.
 func (h *Holder) note(text string) {
-	text = strings.ReplaceAll(text, "\n", "; ")
+	text = strings.ReplaceAll(text[:min(len(text), maxProblem)], "\n", "; ")
 	if len(h.problems) < maxProblems && !slices.Contains(h.problems, text) {
 		h.problems = append(h.problems, text)
 	}

@@ -121,18 +121,27 @@ func TestPinnerPinsAStartedUnitOnceAndAsksForItAlone(t *testing.T) {
 }
 
 func TestPinnerThatIsToldTooMuchLooksAtEverything(t *testing.T) {
-	p := &pins{optedIn: []string{"u.service"}}
+	p := &pins{}
 	synctest.Test(t, func(t *testing.T) {
 		pinner := bridge.NewPinner()
-		for range 3000 { // nobody reads yet, and nobody may have to wait
-			pinner.Notice("x.service")
+		flooded := make(chan struct{})
+		pinner.OptedIn = func(ctx context.Context, names []string) ([]units.Store, error) {
+			found, err := p.OptedIn(ctx, names)
+			<-flooded // it reads nothing meanwhile, and nobody may have to wait
+			return found, err
 		}
-		pinner.OptedIn, pinner.Pin = p.OptedIn, p.pin
+		pinner.Pin = p.pin
 		pinner.Covered = func() (map[string]bool, error) { return nil, nil }
 		pinner.Excluded = func(string) bool { return false }
 		pinner.Log = journal.To(io.Discard)
 		ctx, cancel := context.WithCancel(t.Context())
 		go pinner.Run(ctx)
+		synctest.Wait()
+		p.optedIn = []string{"u.service"}
+		for range 3000 {
+			pinner.Notice("x.service")
+		}
+		close(flooded)
 		synctest.Wait()
 		cancel()
 	})

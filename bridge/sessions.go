@@ -140,8 +140,13 @@ func (s *Server) ownSession(ctx context.Context, conn *wire.Conn, request *wire.
 func (s *Server) session(ctx context.Context, conn *wire.Conn, unit string, request *wire.Request) error {
 	waiting, stop := context.WithTimeout(ctx, grantTimeout)
 	defer stop()
-	answer := wire.Session{Unit: unit}
-	f, err := s.answerSession(waiting, unit, request, &answer)
+	var answer wire.Session
+	var f *fd.FD
+	err := answered(waiting, func(ctx context.Context) (err error) {
+		answer = wire.Session{Unit: unit}
+		f, err = s.answerSession(ctx, unit, request, &answer)
+		return err
+	})
 	return s.sendSession(ctx, conn, request, &answer, f, err)
 }
 
@@ -170,21 +175,21 @@ func (s *Server) answerSession(ctx context.Context, unit string, request *wire.R
 		return nil, err
 	}
 	answer.Session = kho.ServiceSession(unit, request.Name)
-	if request.Op == wire.OpDoneSession {
-		return nil, s.endSession(ctx, unit, answer.Session)
-	}
-	store, err := s.PID1.Store(ctx, unit)
-	if err != nil {
-		return nil, err
-	}
 	switch request.Op {
-	case wire.OpOpenSession:
-		return s.openSession(ctx, store, request.Name)
+	case wire.OpDoneSession:
+		return nil, s.endSession(ctx, unit, answer.Session)
 	case wire.OpClaimSession:
 		if f, err = s.claimSession(ctx, unit, answer.Session); f == nil {
 			answer.Session = ""
 		}
 		return f, err
+	}
+	store, err := s.PID1.Store(ctx, unit)
+	if err != nil {
+		return nil, err
+	}
+	if request.Op == wire.OpOpenSession {
+		return s.openSession(ctx, store, request.Name)
 	}
 	return s.luoSession(ctx, store, request.Name, answer)
 }

@@ -218,6 +218,18 @@ func TestAServiceRegainsWhatItHasPreservedItself(t *testing.T) {
 	}
 }
 
+// PID 1 answers nobody while it starts all the units of a boot.
+func TestASessionThatCameIsClaimedThoughPID1DoesNotAnswer(t *testing.T) {
+	w := vm(t)
+	w.kexec(w.preserve())
+	w.units["vm.service"].known = true
+	d := w.daemon()
+	path := d.services()
+	w.err = units.ErrManager
+	holds(t, w.gets(path, "vm.service", wire.OpClaimSession, "guest"), 77, "memory")
+	w.err = nil
+}
+
 func TestASessionIsTheSameUntilItIsDoneWith(t *testing.T) {
 	w := vm(t)
 	path := w.daemon().services() // the one before has crashed

@@ -137,6 +137,21 @@ func TestAWatchEndsWithEitherSide(t *testing.T) {
 	}
 }
 
+// A problem fits into an answer, whatever it is about.
+func TestALongProblemIsCut(t *testing.T) {
+	u := update(t, stores["one unit"])
+	d := u.serveOwn()
+	w := d.watch(t)
+	d.holder.Problem(journal.About{}, "it begins %s", strings.Repeat("\x01", 100_000))
+	if a := w.next(t); !strings.HasPrefix(a.Problem, "it begins ") || len(a.Problem) > 10_000 {
+		t.Errorf("a watcher is told %d bytes", len(a.Problem))
+	}
+	report, err := wire.ReadReport(d.socket)
+	if err != nil || len(report.Problems) != 1 {
+		t.Errorf("the report has %d problems, %v", len(report.Problems), err)
+	}
+}
+
 // A watcher that does not read is hung up on, and nobody waits for it.
 func TestAWatcherThatDoesNotReadIsHungUpOn(t *testing.T) {
 	u := update(t, stores["one unit"])
@@ -154,10 +169,10 @@ func TestAWatcherThatDoesNotReadIsHungUpOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := d.watch(t)
-	text := strings.Repeat("x", 60_000) // a few of these fill the socket
+	text := strings.Repeat("x", 8<<10) // some of these fill the socket
 	const many = 6000
 	for i := range many {
-		if i == 10 {
+		if i == 100 {
 			text = "x"
 		}
 		d.holder.Problem(journal.About{}, "%s", text)

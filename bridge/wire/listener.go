@@ -108,7 +108,7 @@ func (l *Listener) Accept() (*Conn, error) {
 }
 
 // Remove removes the socket's file, so that who comes next can tell a fdbridged
-// that was stopped from one that crashed. It goes before Close.
+// that was stopped from one that crashed: see Patience.
 func (l *Listener) Remove() error {
 	if err := unix.Unlink(l.path); err != nil {
 		return &os.PathError{Op: "unlink", Path: l.path, Err: err}

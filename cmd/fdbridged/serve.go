@@ -106,9 +106,6 @@ func run(ctx context.Context, server *bridge.Server, pinner *bridge.Pinner, sock
 		}
 	})
 	context.AfterFunc(ctx, func() {
-		if err := errors.Join(sockets.root.Remove(), sockets.services.Remove()); err != nil {
-			log.Warning("Units that start now will wait for a fdbridged for a while: %v", err)
-		}
 		_ = sockets.close()
 		if watcher != nil {
 			_ = watcher.Close()
@@ -119,7 +116,15 @@ func run(ctx context.Context, server *bridge.Server, pinner *bridge.Pinner, sock
 			log.Err("Services cannot have sessions of their own any more: %v", err)
 		}
 	})
-	return server.Serve(ctx, sockets.root)
+	err = server.Serve(ctx, sockets.root)
+	if ctx.Err() == nil {
+		return err // as when it has crashed: whoever asks waits for the next one
+	}
+	// Not before deliveries have ended: who was hung up on would not wait that long.
+	if gone := errors.Join(sockets.root.Remove(), sockets.services.Remove()); gone != nil {
+		log.Warning("Units that start now will wait for a fdbridged for a while: %v", gone)
+	}
+	return err
 }
 
 func newHolder(socket *notify.Socket, reader *units.Reader, log *journal.Log) *bridge.Holder {

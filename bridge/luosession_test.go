@@ -142,6 +142,40 @@ func TestAStrangeSessionUnderTheNameOfOnesOwnIsLost(t *testing.T) {
 	}
 }
 
+// What is given back is removed by its name, and another entry may have the same.
+func TestASessionIsHeldWhenAFileOfItsNameIsGivenBack(t *testing.T) {
+	const unit = "luo.service"
+	w := newWorld(t)
+	w.add(unit, "yes")
+	if err := w.luo(w.daemon().socket, unit, "same"); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.storedSession(unit, "same").Preserve(memfdWith(t, "A"), 1); err != nil {
+		t.Fatal(err)
+	}
+	w.put(unit, "same", "X") // and is stored first again
+	w.put(unit, "other", "Y")
+	w.kexec(w.preserve())
+	d := w.daemon()
+	inject := w.inject(d.socket, unit, &refusing{keeper: keeper{m: w.manager, unit: unit}, left: 2})
+	came, err := inject.Sessions(t.Context(), []string{"same"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := inject.Run(t.Context()); n != 0 || err == nil {
+		t.Errorf("delivered: %d, %v", n, err)
+	}
+	if err := inject.Done(t.Context(), came); err != nil {
+		t.Error(err)
+	}
+	w.empty(unit)
+	came, err = w.inject(d.socket, unit, keeper{m: w.manager, unit: unit}).Sessions(t.Context(), []string{"same"})
+	if diff := cmp.Diff([]string{"same"}, came); diff != "" || err != nil {
+		t.Fatalf("came: %v (-want +got):\n%s", err, diff)
+	}
+	holds(t, w.storedSession(unit, "same"), 1, "A")
+}
+
 func TestFdbridgeInjectIsKilledWhileItDeliversSessions(t *testing.T) {
 	for steps := 0; ; steps++ {
 		w := newWorld(t)

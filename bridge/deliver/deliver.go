@@ -69,10 +69,11 @@ type Deliverer struct {
 	// Lost is called for each fd that can never be delivered.
 	Lost func(name string, err error)
 
-	sessions int           // those that Sessions leaves in the store
-	bound    *countdown    // of what goes on, nil when nothing does
-	last     time.Duration // in place of lastTimeout, in tests
-	extended time.Time     // when the service manager was asked for startTimeout last
+	sessions int             // those that Sessions leaves in the store
+	removed  map[string]bool // what was removed by name, and a session of that name with it
+	bound    *countdown      // of what goes on, nil when nothing does
+	last     time.Duration   // in place of lastTimeout, in tests
+	extended time.Time       // when the service manager was asked for startTimeout last
 }
 
 // within returns a context that ends when d has taken longer than timeout.

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/fdbridge/fdbridge/bridge/wire"
@@ -60,8 +61,10 @@ func (d *Deliverer) session(ctx context.Context, name string) (*wire.Session, er
 }
 
 // Done tells fdbridged that what came is in the store, and waits until it is: up to
-// then fdbridged holds it on. The error is that it may do so for longer.
+// then fdbridged holds it on, and what Run has removed from there for longer. The error is
+// that it may hold on all of it.
 func (d *Deliverer) Done(ctx context.Context, came []string) error {
+	came = slices.DeleteFunc(slices.Clone(came), func(name string) bool { return d.removed[name] })
 	if len(came) == 0 {
 		return nil
 	}

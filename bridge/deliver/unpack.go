@@ -208,6 +208,10 @@ func final(err error) error {
 // What is sent after it comes after it.
 func (u *unpacking) clear() error {
 	for name := range u.names {
+		if u.removed == nil {
+			u.removed = map[string]bool{}
+		}
+		u.removed[name] = true
 		if err := u.tell(func() error { return u.Store.Remove(name) }); err != nil {
 			return err
 		}

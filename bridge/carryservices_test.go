@@ -12,6 +12,7 @@ import (
 
 	"github.com/fdbridge/fdbridge/bridge"
 	"github.com/fdbridge/fdbridge/bridge/wire"
+	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
 	"github.com/fdbridge/fdbridge/session"
 )
 
@@ -21,7 +22,7 @@ func TestAnUpdateThatIsCalledOffLeavesSessionsOpen(t *testing.T) {
 		t.Error(err)
 	}
 	s := w.gets(w.daemon().services(), "vm.service", wire.OpOpenSession, "guest")
-	if err := s.Preserve(memfdWith(t, "x"), 77); !errors.Is(err, session.ErrTokenUsed) {
+	if err := s.Preserve(fdtest.MemfdWith(t, "x"), 77); !errors.Is(err, session.ErrTokenUsed) {
 		t.Errorf("preserve under the token of before: %v", err)
 	}
 }
@@ -30,7 +31,7 @@ func TestWhatAServiceIsNotDoneWithIsNamedAsLost(t *testing.T) {
 	w := vm(t)
 	path := w.daemon().services()
 	s := w.gets(path, "required.service", wire.OpOpenSession, "r")
-	if err := s.Preserve(memfdWith(t, "r"), 1); err != nil {
+	if err := s.Preserve(fdtest.MemfdWith(t, "r"), 1); err != nil {
 		t.Fatal(err)
 	}
 	w.kexec(w.preserve())

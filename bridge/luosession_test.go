@@ -14,6 +14,7 @@ import (
 
 	"github.com/fdbridge/fdbridge/bridge"
 	"github.com/fdbridge/fdbridge/bridge/wire"
+	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
 	"github.com/fdbridge/fdbridge/kho"
 	"github.com/fdbridge/fdbridge/session"
 	"github.com/fdbridge/fdbridge/units"
@@ -57,7 +58,7 @@ func TestLUOSessionIsInTheStoreBeforeAndAfterAnUpdate(t *testing.T) {
 	if diff := cmp.Diff(order, w.names("luo.service")); diff != "" {
 		t.Errorf("store (-want +got):\n%s", diff)
 	}
-	if err := w.storedSession("luo.service", "first").Preserve(memfdWith(t, "F"), 1); err != nil {
+	if err := w.storedSession("luo.service", "first").Preserve(fdtest.MemfdWith(t, "F"), 1); err != nil {
 		t.Fatal(err)
 	}
 	preserved := w.preserve()
@@ -150,7 +151,7 @@ func TestASessionIsHeldWhenAFileOfItsNameIsGivenBack(t *testing.T) {
 	if err := w.luo(w.daemon().socket, unit, "same"); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.storedSession(unit, "same").Preserve(memfdWith(t, "A"), 1); err != nil {
+	if err := w.storedSession(unit, "same").Preserve(fdtest.MemfdWith(t, "A"), 1); err != nil {
 		t.Fatal(err)
 	}
 	w.put(unit, "same", "X") // and is stored first again
@@ -184,7 +185,7 @@ func TestFdbridgeInjectIsKilledWhileItDeliversSessions(t *testing.T) {
 		if err := w.luo(d.socket, "luo.service", "a"); err != nil {
 			t.Fatal(err)
 		}
-		if err := w.storedSession("luo.service", "a").Preserve(memfdWith(t, "A"), 1); err != nil {
+		if err := w.storedSession("luo.service", "a").Preserve(fdtest.MemfdWith(t, "A"), 1); err != nil {
 			t.Fatal(err)
 		}
 		w.kexec(w.preserve())
@@ -316,7 +317,7 @@ func TestASessionThatCameReplacesOneThatSystemdHasMade(t *testing.T) {
 	if err := w.luo(d.socket, "luo.service", "s"); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.storedSession("luo.service", "s").Preserve(memfdWith(t, "S"), 1); err != nil {
+	if err := w.storedSession("luo.service", "s").Preserve(fdtest.MemfdWith(t, "S"), 1); err != nil {
 		t.Fatal(err)
 	}
 	w.kexec(w.preserve())

@@ -19,6 +19,7 @@ import (
 	"github.com/fdbridge/fdbridge/bridge"
 	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/internal/fd"
+	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
 	"github.com/fdbridge/fdbridge/kho"
 	"github.com/fdbridge/fdbridge/session"
 	"github.com/fdbridge/fdbridge/units"
@@ -112,20 +113,6 @@ func (m *manager) setUser(unit, user string) {
 	m.units[unit].identity.User = user
 }
 
-func memfdWith(t testing.TB, text string) *fd.FD {
-	t.Helper()
-	raw, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := fd.New(raw)
-	t.Cleanup(func() { _ = f.Close() })
-	if _, err := unix.Write(raw, []byte(text)); err != nil {
-		t.Fatal(err)
-	}
-	return f
-}
-
 // holds checks that a session has a file with this text under a token.
 func holds(t *testing.T, s *session.Session, token uint64, want string) {
 	t.Helper()
@@ -151,7 +138,7 @@ func vm(t *testing.T) *world {
 		w.add(unit, "yes")
 	}
 	s := w.gets(w.daemon().services(), "vm.service", wire.OpOpenSession, "guest")
-	if err := s.Preserve(memfdWith(t, "memory"), 77); err != nil {
+	if err := s.Preserve(fdtest.MemfdWith(t, "memory"), 77); err != nil {
 		t.Fatal(err)
 	}
 	_ = s.Close() // as when the service stops
@@ -207,7 +194,7 @@ func TestAServiceRegainsWhatItHasPreservedItself(t *testing.T) {
 	if n := strings.Count(w.logged(), "vm.service: Delivered session "+kho.ServiceSession("vm.service", "guest")+"."); n != 1 {
 		t.Errorf("the log says %d times that the session was delivered:\n%s", n, w.logged())
 	}
-	if err := w.gets(path, "vm.service", wire.OpOpenSession, "guest").Preserve(memfdWith(t, "again"), 1); err != nil {
+	if err := w.gets(path, "vm.service", wire.OpOpenSession, "guest").Preserve(fdtest.MemfdWith(t, "again"), 1); err != nil {
 		t.Error(err)
 	}
 	w.kexec(w.preserve())
@@ -234,17 +221,17 @@ func TestASessionIsTheSameUntilItIsDoneWith(t *testing.T) {
 	w := vm(t)
 	path := w.daemon().services() // the one before has crashed
 	s := w.gets(path, "vm.service", wire.OpOpenSession, "guest")
-	if err := s.Preserve(memfdWith(t, "x"), 77); !errors.Is(err, session.ErrTokenUsed) {
+	if err := s.Preserve(fdtest.MemfdWith(t, "x"), 77); !errors.Is(err, session.ErrTokenUsed) {
 		t.Errorf("preserve under a token that was used: %v", err)
 	}
 	other := w.gets(path, "other.service", wire.OpOpenSession, "guest")
-	if err := other.Preserve(memfdWith(t, "x"), 77); err != nil {
+	if err := other.Preserve(fdtest.MemfdWith(t, "x"), 77); err != nil {
 		t.Errorf("preserve in another unit's session of that name: %v", err)
 	}
 	_ = s.Close()
 	w.asks(path, "vm.service", wire.OpDoneSession, "guest")
 	s = w.gets(w.daemon().services(), "vm.service", wire.OpOpenSession, "guest")
-	if err := s.Preserve(memfdWith(t, "x"), 77); err != nil {
+	if err := s.Preserve(fdtest.MemfdWith(t, "x"), 77); err != nil {
 		t.Errorf("preserve in a new session: %v", err)
 	}
 	if diff := cmp.Diff(2, strings.Count(strings.Join(w.names(bridge.OwnUnit), " "), "o-")); diff != "" {
@@ -502,13 +489,13 @@ func TestFdbridgedIsKilledWhileASessionIsOpened(t *testing.T) {
 		end.in(steps)
 		answer, s := w.asks(d.services(), "vm.service", wire.OpOpenSession, "a")
 		if answer.Error == "" {
-			if err := s.Preserve(memfdWith(t, "A"), 1); err != nil {
+			if err := s.Preserve(fdtest.MemfdWith(t, "A"), 1); err != nil {
 				t.Fatal(err)
 			}
 		}
 		d.stop()
 		s2 := w.gets(w.daemon().services(), "vm.service", wire.OpOpenSession, "a")
-		err := s2.Preserve(memfdWith(t, "A"), 1)
+		err := s2.Preserve(fdtest.MemfdWith(t, "A"), 1)
 		if answer.Error == "" && !errors.Is(err, session.ErrTokenUsed) {
 			t.Errorf("step %d: the session that was answered with is another one: %v", steps, err)
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
 	"strings"
 	"testing"
 	"time"
@@ -44,7 +45,7 @@ func TestIndexRidesInAMemfd(t *testing.T) {
 	if diff := cmp.Diff(exampleIndex(), x); diff != "" {
 		t.Errorf("ReadIndex (-want +got):\n%s", diff)
 	}
-	if _, err := ReadIndex(memfd(t, golden(t, "manifest-v1.json"))); !errors.Is(err, ErrFormat) ||
+	if _, err := ReadIndex(fdtest.MemfdWith(t, string(golden(t, "manifest-v1.json")))); !errors.Is(err, ErrFormat) ||
 		!strings.HasPrefix(err.Error(), "read index: ") {
 		t.Errorf("ReadIndex of a manifest: %v", err)
 	}

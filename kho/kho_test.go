@@ -26,21 +26,6 @@ func golden(t testing.TB, name string) []byte {
 	return data
 }
 
-// memfd returns an unsealed memfd with data, its position at the end.
-func memfd(t *testing.T, data []byte) *fd.FD {
-	t.Helper()
-	raw, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := fd.New(raw)
-	t.Cleanup(func() { _ = f.Close() })
-	if n, err := unix.Write(raw, data); n != len(data) {
-		t.Fatalf("wrote %d of %d bytes: %v", n, len(data), err)
-	}
-	return f
-}
-
 func position(t *testing.T, f *fd.FD) (pos int64) {
 	t.Helper()
 	err := f.Do(func(raw int) (err error) {

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fdbridge/fdbridge/internal/fd"
+	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
 )
 
 func TestOnlyUnlinkedFilesInMemoryAreCarried(t *testing.T) {
@@ -33,7 +34,7 @@ func TestOnlyUnlinkedFilesInMemoryAreCarried(t *testing.T) {
 		f    *fd.FD
 		want bool
 	}{
-		"memfd":              {memfd(t, []byte("x")), true},
+		"memfd":              {fdtest.MemfdWith(t, "x"), true},
 		"O_TMPFILE":          {open("/dev/shm", unix.O_TMPFILE|unix.O_RDWR), true},
 		"file in tmpfs":      {open(linked, unix.O_CREAT|unix.O_RDWR), false},
 		"directory":          {open("/dev/shm", unix.O_DIRECTORY), false},
@@ -56,7 +57,7 @@ func TestAnUnlinkedFileOnDiskIsNotCarried(t *testing.T) {
 }
 
 func TestInodeSaysWhatHasMemory(t *testing.T) {
-	f := memfd(t, []byte("x"))
+	f := fdtest.MemfdWith(t, "x")
 	if err := f.Do(func(raw int) error { return unix.Ftruncate(raw, 1<<20) }); err != nil {
 		t.Fatal(err)
 	}

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fdbridge/fdbridge/internal/fd"
+	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
 )
 
 func TestManifestVersion1IsWhatItWas(t *testing.T) {
@@ -93,7 +94,7 @@ func TestManifestRidesInASealedMemfd(t *testing.T) {
 
 func TestReadManifestLeavesThePositionAlone(t *testing.T) {
 	data := golden(t, "manifest-v1.json")
-	f := memfd(t, data)
+	f := fdtest.MemfdWith(t, string(data))
 	for range 2 {
 		if _, err := ReadManifest(f, exampleManifest().Unit); err != nil {
 			t.Fatal(err)
@@ -106,7 +107,7 @@ func TestReadManifestLeavesThePositionAlone(t *testing.T) {
 
 func TestReadManifestRefuses(t *testing.T) {
 	const unit = "a.service"
-	sparse := memfd(t, nil)
+	sparse := fdtest.Memfd(t)
 	_ = sparse.Do(func(raw int) error { return unix.Ftruncate(raw, MaxManifest+1) })
 	var ends [2]int
 	if err := unix.Pipe2(ends[:], unix.O_CLOEXEC); err != nil {
@@ -115,7 +116,7 @@ func TestReadManifestRefuses(t *testing.T) {
 	pipe := fd.New(ends[0])
 	defer pipe.Close()
 	defer unix.Close(ends[1])
-	closed := memfd(t, nil)
+	closed := fdtest.Memfd(t)
 	_ = closed.Close()
 
 	tests := []struct {
@@ -124,8 +125,8 @@ func TestReadManifestRefuses(t *testing.T) {
 		want error
 		says string
 	}{
-		{"another unit's", memfd(t, golden(t, "manifest-v1.json")), ErrUnit, `not "a.service"`},
-		{"an empty file", memfd(t, nil), ErrFormat, "truncated"},
+		{"another unit's", fdtest.MemfdWith(t, string(golden(t, "manifest-v1.json"))), ErrUnit, `not "a.service"`},
+		{"an empty file", fdtest.Memfd(t), ErrFormat, "truncated"},
 		{"a file that is too large", sparse, ErrTooLarge, "16777217 bytes"},
 		{"a pipe", pipe, ErrFormat, "not a memfd"},
 		{"a closed fd", closed, fd.ErrClosed, "closed"},

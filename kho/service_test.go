@@ -4,6 +4,7 @@ package kho
 
 import (
 	"errors"
+	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
 	"strings"
 	"testing"
 
@@ -70,7 +71,7 @@ func TestALabelRidesInAMemfd(t *testing.T) {
 	if diff := cmp.Diff(&want, got); diff != "" {
 		t.Errorf("ReadService (-want +got):\n%s", diff)
 	}
-	if _, err := ReadService(memfd(t, golden(t, "index-v1.json"))); !errors.Is(err, ErrFormat) {
+	if _, err := ReadService(fdtest.MemfdWith(t, string(golden(t, "index-v1.json")))); !errors.Is(err, ErrFormat) {
 		t.Errorf("ReadService of an index: %v", err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fdbridge/fdbridge/internal/fd"
+	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
 	"github.com/fdbridge/fdbridge/session"
 )
 
@@ -36,7 +37,7 @@ type errorCase struct {
 
 // errorCases returns every operation with each errno that means something.
 func errorCases(t *testing.T) []errorCase {
-	file := memfd(t, "x")
+	file := fdtest.MemfdWith(t, "x")
 	open := func(k session.Kernel) error { _, err := session.Open(k, session.Path); return err }
 	create := func(k session.Kernel) error { _, err := device(t, openable{k, file}).Create("s"); return err }
 	retrieve := func(k session.Kernel) error { _, err := device(t, openable{k, file}).Retrieve("s"); return err }
@@ -108,7 +109,7 @@ func TestAdoptedSessionIsNamedInErrors(t *testing.T) {
 
 func TestUseAfterCloseSaysSo(t *testing.T) {
 	d := device(t, newFake(t))
-	s, file := create(t, d, "s"), memfd(t, "x")
+	s, file := create(t, d, "s"), fdtest.MemfdWith(t, "x")
 	_ = s.Close()
 	if err := s.Preserve(file, 1); !errors.Is(err, fd.ErrClosed) {
 		t.Errorf("Preserve in a closed session: %v", err)

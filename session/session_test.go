@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fdbridge/fdbridge/internal/fd"
+	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
 	"github.com/fdbridge/fdbridge/session"
 	"github.com/fdbridge/fdbridge/session/sessiontest"
 )
@@ -99,7 +100,7 @@ func TestOpenWaitTriesOnceWhenTheContextHasEnded(t *testing.T) {
 
 func TestNameOfWhatIsNoSession(t *testing.T) {
 	f := newFake(t)
-	if _, err := session.Adopt(f, memfd(t, "x")).Name(); !errors.Is(err, session.ErrNoIoctl) {
+	if _, err := session.Adopt(f, fdtest.MemfdWith(t, "x")).Name(); !errors.Is(err, session.ErrNoIoctl) {
 		t.Errorf("Name of a memfd: %v, want ErrNoIoctl", err)
 	}
 }
@@ -118,7 +119,7 @@ func TestSessionsWorkSideBySide(t *testing.T) {
 	shared := create(t, d, "shared")
 	var wg sync.WaitGroup
 	for i := range 8 {
-		own, a, b := create(t, d, "own"+string(rune('a'+i))), memfd(t, "a"), memfd(t, "b")
+		own, a, b := create(t, d, "own"+string(rune('a'+i))), fdtest.MemfdWith(t, "a"), fdtest.MemfdWith(t, "b")
 		wg.Go(func() {
 			if err := errors.Join(own.Preserve(a, 1), shared.Preserve(b, uint64(i))); err != nil {
 				t.Error(err)
@@ -134,7 +135,7 @@ func BenchmarkPreserve(b *testing.B) {
 	d := device(b, newFake(b))
 	files := make([]*fd.FD, 20)
 	for i := range files {
-		files[i] = memfd(b, "x")
+		files[i] = fdtest.MemfdWith(b, "x")
 	}
 	for b.Loop() {
 		s, err := d.Create("bench")
@@ -191,18 +192,4 @@ func adopt(t testing.TB, k session.Kernel, s *session.Session) *session.Session 
 	adopted := session.Adopt(k, dup)
 	t.Cleanup(func() { _ = adopted.Close() })
 	return adopted
-}
-
-func memfd(t testing.TB, data string) *fd.FD {
-	t.Helper()
-	raw, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := fd.New(raw)
-	t.Cleanup(func() { _ = f.Close() })
-	if _, err := unix.Write(raw, []byte(data)); err != nil {
-		t.Fatal(err)
-	}
-	return f
 }

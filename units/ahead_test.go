@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fdbridge/fdbridge/internal/fd"
+	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
 	"github.com/fdbridge/fdbridge/units/bulk/bulktest"
 )
 
@@ -332,7 +333,7 @@ func TestAStoreThatHasLostAnFDIsReadAgain(t *testing.T) {
 
 // Without a list it is not known whether a service has been started.
 func TestWhatIsDuplicatedIsUnsureWhenPID1DoesNotListServices(t *testing.T) {
-	c, a := holding(t, map[string][]*fd.FD{"a.service": {memfd(t)}})
+	c, a := holding(t, map[string][]*fd.FD{"a.service": {fdtest.Memfd(t)}})
 	a.look(t)
 	a.Socket = bulktest.Serve(t, func(p *bulktest.Peer) {
 		for call := p.Call(); call != nil; call = p.Call() {
@@ -350,9 +351,9 @@ func TestWhatIsDuplicatedIsUnsureWhenPID1DoesNotListServices(t *testing.T) {
 
 // Whoever drafts a manifest has what was duplicated, as long as there is time.
 func TestWhatIsDuplicatedIsSeen(t *testing.T) {
-	twice := memfd(t)
+	twice := fdtest.Memfd(t)
 	_, a := holding(t, map[string][]*fd.FD{
-		"a.service": {memfd(t), memfd(t)}, "excluded.service": {memfd(t)}, "empty.service": {}, "twice.service": {twice, own2(t, twice)},
+		"a.service": {fdtest.Memfd(t), fdtest.Memfd(t)}, "excluded.service": {fdtest.Memfd(t)}, "empty.service": {}, "twice.service": {twice, own2(t, twice)},
 	})
 	seen := map[string]int{}
 	a.Seen = func(s *Store, files []*File) {
@@ -511,7 +512,7 @@ func (a *Ahead) filesOf(t *testing.T) map[string][]*File {
 }
 
 func TestFilesAreDuplicatedAhead(t *testing.T) {
-	first, second := memfd(t), memfd(t)
+	first, second := fdtest.Memfd(t), fdtest.Memfd(t)
 	_, a := holding(t, map[string][]*fd.FD{"a.service": {second, first}})
 	a.look(t)
 	files := a.filesOf(t)["a.service"]
@@ -539,13 +540,13 @@ func TestFilesAreDuplicatedAhead(t *testing.T) {
 
 // What cannot be told apart yet, or is no file of its own, is left to who knows all stores.
 func TestOnlyWhatIsCertainIsDuplicatedAhead(t *testing.T) {
-	twice := memfd(t)
+	twice := fdtest.Memfd(t)
 	again := own2(t, twice)
 	raw, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
-	event, gone := own(t, raw, err), memfd(t)
+	event, gone := own(t, raw, err), fdtest.Memfd(t)
 	_, a := holding(t, map[string][]*fd.FD{
-		"twice.service": {again, memfd(t)}, "event.service": {event, memfd(t)}, "gone.service": {memfd(t), gone},
-		"excluded.service": {memfd(t)}, "with-event.service": {memfd(t), event},
+		"twice.service": {again, fdtest.Memfd(t)}, "event.service": {event, fdtest.Memfd(t)}, "gone.service": {fdtest.Memfd(t), gone},
+		"excluded.service": {fdtest.Memfd(t)}, "with-event.service": {fdtest.Memfd(t), event},
 	})
 	if err := gone.Close(); err != nil {
 		t.Fatal(err)
@@ -559,7 +560,7 @@ func TestOnlyWhatIsCertainIsDuplicatedAhead(t *testing.T) {
 // Of two open files of one memfd neither is taken for the only one, though each store was
 // looked at by itself.
 func TestAFileOfTwoStoresIsNotDuplicatedAhead(t *testing.T) {
-	f := memfd(t)
+	f := fdtest.Memfd(t)
 	again, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", raw(t, f)), unix.O_RDWR|unix.O_CLOEXEC, 0)
 	_, a := holding(t, map[string][]*fd.FD{"a.service": {f}, "b.service": {own(t, again, err)}})
 	a.look(t)
@@ -570,7 +571,7 @@ func TestAFileOfTwoStoresIsNotDuplicatedAhead(t *testing.T) {
 
 // What has changed since is not what was duplicated.
 func TestFilesOfAChangedStoreAreNotGiven(t *testing.T) {
-	f, other := memfd(t), memfd(t)
+	f, other := fdtest.Memfd(t), fdtest.Memfd(t)
 	for name, change := range map[string]func(c *changing){
 		"stopped anew": func(c *changing) {
 			c.change("a.service", func(u *fakeUnit) { *u = stoppedService(later, dump(t, other)...) })
@@ -619,7 +620,7 @@ func (a *Ahead) stale(t *testing.T, take bool) {
 
 // What is known to have changed is so even if PID 1 does not say of the others.
 func TestAChangeIsKnownThoughPID1HangsUp(t *testing.T) {
-	c, a := holding(t, map[string][]*fd.FD{"a.service": {memfd(t)}, "b.service": {memfd(t)}})
+	c, a := holding(t, map[string][]*fd.FD{"a.service": {fdtest.Memfd(t)}, "b.service": {fdtest.Memfd(t)}})
 	a.look(t)
 	c.change("a.service", func(u *fakeUnit) { u.properties[unitInterface+".StateChangeTimestampMonotonic"] = uint64(later) })
 	c.change(managerItself, func(u *fakeUnit) { u.properties = managerProperties(1, 8) })
@@ -648,7 +649,7 @@ func TestWhatIsGoneIsForgotten(t *testing.T) {
 // As long as PID 1 has had no further job it is asked about no unit that was seen.
 func TestWhatIsDuplicatedIsVerifiedAtOnce(t *testing.T) {
 	for jobs, want := range map[uint32]int{7: 3, 8: 5} {
-		c, a := holding(t, map[string][]*fd.FD{"a.service": {memfd(t)}, "b.service": {memfd(t)}})
+		c, a := holding(t, map[string][]*fd.FD{"a.service": {fdtest.Memfd(t)}, "b.service": {fdtest.Memfd(t)}})
 		a.look(t)
 		c.change(managerItself, func(u *fakeUnit) { u.properties = managerProperties(1, jobs) })
 		c.told()
@@ -661,7 +662,7 @@ func TestWhatIsDuplicatedIsVerifiedAtOnce(t *testing.T) {
 
 // Then it is not known whether it is so still.
 func TestWhatIsDuplicatedIsToldWhenPID1DoesNotAnswer(t *testing.T) {
-	_, a := holding(t, map[string][]*fd.FD{"a.service": {memfd(t)}})
+	_, a := holding(t, map[string][]*fd.FD{"a.service": {fdtest.Memfd(t)}})
 	a.look(t)
 	a.Socket = bulktest.Serve(t, func(p *bulktest.Peer) { p.Call() }) // and hangs up
 	var told []string
@@ -673,7 +674,7 @@ func TestWhatIsDuplicatedIsToldWhenPID1DoesNotAnswer(t *testing.T) {
 
 // As long as PID 1 has not answered there is something to do already.
 func TestWhatIsDuplicatedIsToldBeforePID1IsAsked(t *testing.T) {
-	c, a := holding(t, map[string][]*fd.FD{"a.service": {memfd(t)}, "b.service": {}})
+	c, a := holding(t, map[string][]*fd.FD{"a.service": {fdtest.Memfd(t)}, "b.service": {}})
 	a.look(t)
 	c.mu.Lock()
 	err := a.EachStore(t.Context(), func(s *Store) {
@@ -696,7 +697,7 @@ func TestWhatWasSeenLastIsDuplicatedToo(t *testing.T) {
 				t.Error("seen when there is no time any more")
 			}
 		}
-		first, last := &sighting{store: &Store{Entries: entriesOf(t, memfd(t))}}, &sighting{store: &Store{Unit: "last", Entries: entriesOf(t, memfd(t))}}
+		first, last := &sighting{store: &Store{Entries: entriesOf(t, fdtest.Memfd(t))}}, &sighting{store: &Store{Unit: "last", Entries: entriesOf(t, fdtest.Memfd(t))}}
 		ctx, stop := context.WithCancel(t.Context())
 		found, done := make(chan *sighting), make(chan struct{})
 		go func() { a.duplicate(ctx, found); close(done) }()
@@ -732,7 +733,7 @@ func TestWhatIsNotGivenAheadCanBeDuplicated(t *testing.T) {
 		"stopped anew": func(f *fd.FD) fakeUnit { return stoppedService(later, dump(t, f)...) },
 		"given before": nil,
 	} {
-		f := memfd(t)
+		f := fdtest.Memfd(t)
 		c, a := holding(t, map[string][]*fd.FD{"a.service": {f}})
 		a.look(t)
 		if change == nil && len(a.filesOf(t)) != 1 {
@@ -760,7 +761,7 @@ func TestWhatIsNotGivenAheadCanBeDuplicated(t *testing.T) {
 
 // A file that another store has, too, once it was duplicated ahead, is the other one.
 func TestADuplicatorLeavesWhatWasDuplicatedAhead(t *testing.T) {
-	f := memfd(t)
+	f := fdtest.Memfd(t)
 	_, a := holding(t, map[string][]*fd.FD{"a.service": {f}})
 	a.look(t)
 	later := own2(t, f)

@@ -33,12 +33,6 @@ func own(t *testing.T, raw int, err error) *fd.FD {
 	return f
 }
 
-func memfd(t *testing.T) *fd.FD {
-	t.Helper()
-	raw, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC)
-	return own(t, raw, err)
-}
-
 // entry is what PID 1 would say of f.
 func entry(t *testing.T, f *fd.FD) *Entry {
 	t.Helper()
@@ -88,7 +82,7 @@ func TestDupFindsFilesWithAnInodeOfTheirOwn(t *testing.T) {
 	read, write := pipe(t)
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	a, b := own(t, pair[0], err), own(t, pair[1], err)
-	files := map[string]*fd.FD{"memfd": memfd(t), "read end": read, "write end": write, "socket": a, "other socket": b}
+	files := map[string]*fd.FD{"memfd": fdtest.Memfd(t), "read end": read, "write end": write, "socket": a, "other socket": b}
 	d := duplicator(t)
 	for name, f := range files {
 		e := entry(t, f)
@@ -105,7 +99,7 @@ func TestDupFindsFilesWithAnInodeOfTheirOwn(t *testing.T) {
 }
 
 func TestDupOfWhatIsGoneOrAnotherFileSaysThatTheStoreChanged(t *testing.T) {
-	f := memfd(t)
+	f := fdtest.Memfd(t)
 	e := entry(t, f)
 	for name, change := range map[string]func(e *Entry){
 		"inode": func(e *Entry) { e.Ino++ }, "device": func(e *Entry) { e.Dev++ },
@@ -127,7 +121,7 @@ func TestDupOfWhatIsGoneOrAnotherFileSaysThatTheStoreChanged(t *testing.T) {
 }
 
 func TestDupGivesEachOpenFileOfAnInodeOnce(t *testing.T) {
-	f := memfd(t)
+	f := fdtest.Memfd(t)
 	again := own2(t, f)
 	if _, err := unix.Seek(raw(t, again), 0, unix.SEEK_SET); err != nil {
 		t.Fatal(err)
@@ -158,7 +152,7 @@ func TestDupGivesEachOpenFileOfAnInodeOnce(t *testing.T) {
 
 // What PID 1 says of the open flags tells files apart, whatever their positions are.
 func TestOnlyWhatCannotBeToldApartIsGuessed(t *testing.T) {
-	f := memfd(t)
+	f := fdtest.Memfd(t)
 	e := entry(t, f)
 	reads := reopen(t, f, unix.O_RDONLY)
 	if _, err := unix.Pwrite(raw(t, f), []byte("0123"), 0); err != nil {
@@ -213,7 +207,7 @@ func raw(t *testing.T, f *fd.FD) (n int) {
 
 // With a descriptor for each pair of an entry and a number there would be 10,000.
 func TestManyOpenFilesOfOneInodeAreDuplicatedOnce(t *testing.T) {
-	f := memfd(t)
+	f := fdtest.Memfd(t)
 	entries := []Entry{*entry(t, f)}
 	for len(entries) < 100 {
 		own2(t, f)

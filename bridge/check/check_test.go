@@ -192,19 +192,14 @@ func TestCheckJudgesEachEntryOfEachOptedInUnit(t *testing.T) {
 // memfd returns a memfd of that many bytes, with memory or without.
 func memfd(t *testing.T, size int64, allocated bool) *fd.FD {
 	t.Helper()
-	raw, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := fd.New(raw)
-	t.Cleanup(func() { _ = f.Close() })
-	if err := unix.Ftruncate(raw, size); err != nil {
-		t.Fatal(err)
-	}
-	if allocated {
-		if err := unix.Fallocate(raw, 0, 0, size); err != nil {
-			t.Fatal(err)
+	f := fdtest.Memfd(t)
+	if err := f.Do(func(raw int) error {
+		if allocated {
+			return unix.Fallocate(raw, 0, 0, size)
 		}
+		return unix.Ftruncate(raw, size)
+	}); err != nil {
+		t.Fatal(err)
 	}
 	return f
 }

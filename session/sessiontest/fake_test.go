@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/fdbridge/fdbridge/internal/fd"
+	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
 	"github.com/fdbridge/fdbridge/session"
 	"github.com/fdbridge/fdbridge/session/sessiontest"
 )
@@ -40,7 +41,7 @@ func TestUnretrievedAndUnfinishedSessionsAreGoneAfterTheNextKexec(t *testing.T) 
 func TestFinishedFilesAreCarriedOverASecondKexec(t *testing.T) {
 	f := newFake(t)
 	first := create(t, open(t, f), "s")
-	if err := first.Preserve(memfd(t, "carried"), 1); err != nil {
+	if err := first.Preserve(fdtest.MemfdWith(t, "carried"), 1); err != nil {
 		t.Fatal(err)
 	}
 	kexec(t, f, first)
@@ -63,7 +64,7 @@ func TestDescriptorsFromBeforeAKexecAreNoSessions(t *testing.T) {
 	if err := f.Kexec(); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Preserve(memfd(t, "x"), 1); !errors.Is(err, session.ErrNoIoctl) {
+	if err := s.Preserve(fdtest.MemfdWith(t, "x"), 1); !errors.Is(err, session.ErrNoIoctl) {
 		t.Errorf("Preserve: %v, want ErrNoIoctl", err)
 	}
 }
@@ -71,7 +72,7 @@ func TestDescriptorsFromBeforeAKexecAreNoSessions(t *testing.T) {
 func TestFailedRetrieveStaysFailed(t *testing.T) {
 	f := newFake(t)
 	s := create(t, open(t, f), "s")
-	if err := s.Preserve(memfd(t, "x"), 7); err != nil {
+	if err := s.Preserve(fdtest.MemfdWith(t, "x"), 7); err != nil {
 		t.Fatal(err)
 	}
 	kexec(t, f, s)
@@ -98,7 +99,7 @@ func TestFailIsAskedAboutEveryRequest(t *testing.T) {
 		return nil
 	}
 	s := create(t, open(t, f), "s")
-	if err := s.Preserve(memfd(t, "x"), 3); err != nil {
+	if err := s.Preserve(fdtest.MemfdWith(t, "x"), 3); err != nil {
 		t.Fatal(err)
 	}
 	kexec(t, f, s)
@@ -124,7 +125,7 @@ func TestFailedRequestDoesNothing(t *testing.T) {
 		t.Errorf("Create: %v, want ENOMEM", err)
 	}
 	f.Fail = nil
-	s, file := create(t, d, "s"), memfd(t, "x")
+	s, file := create(t, d, "s"), fdtest.MemfdWith(t, "x")
 	f.Fail = func(uint, string, uint64) error { return unix.EFBIG }
 	if err := s.Preserve(file, 1); !errors.Is(err, unix.EFBIG) {
 		t.Errorf("Preserve: %v, want EFBIG", err)
@@ -157,10 +158,10 @@ func TestLimitsOfOlderKernels(t *testing.T) {
 	f.MaxFiles, f.MaxSessions, f.NoGetName = 1, 1, true
 	d := open(t, f)
 	s := create(t, d, "s")
-	if err := s.Preserve(memfd(t, "x"), 1); err != nil {
+	if err := s.Preserve(fdtest.MemfdWith(t, "x"), 1); err != nil {
 		t.Fatal(err)
 	}
-	if err := s.Preserve(memfd(t, "x"), 2); !errors.Is(err, session.ErrLimit) || !errors.Is(err, unix.ENOSPC) {
+	if err := s.Preserve(fdtest.MemfdWith(t, "x"), 2); !errors.Is(err, session.ErrLimit) || !errors.Is(err, unix.ENOSPC) {
 		t.Errorf("second file: %v, want ErrLimit and ENOSPC", err)
 	}
 	if _, err := d.Create("t"); !errors.Is(err, unix.ENOMEM) {

@@ -51,20 +51,6 @@ func retrieveFD(t *testing.T, s *session.Session, token uint64) *fd.FD {
 	return f
 }
 
-func memfd(t *testing.T, data string) *fd.FD {
-	t.Helper()
-	raw, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := fd.New(raw)
-	t.Cleanup(func() { _ = f.Close() })
-	if _, err := unix.Write(raw, []byte(data)); err != nil {
-		t.Fatal(err)
-	}
-	return f
-}
-
 func contents(t *testing.T, f *fd.FD) string {
 	t.Helper()
 	var buf [64]byte

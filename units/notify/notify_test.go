@@ -82,12 +82,7 @@ func (s *service) next() (string, []uint64) {
 
 func memfd(t *testing.T) (*fd.FD, uint64) {
 	t.Helper()
-	raw, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := fd.New(raw)
-	t.Cleanup(func() { _ = f.Close() })
+	f := fdtest.Memfd(t)
 	st, err := f.Stat()
 	if err != nil {
 		t.Fatal(err)

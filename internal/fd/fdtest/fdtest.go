@@ -25,6 +25,19 @@ func Memfd(t testing.TB) *fd.FD {
 	return f
 }
 
+// MemfdWith returns one with text, its position at the end.
+func MemfdWith(t testing.TB, text string) *fd.FD {
+	t.Helper()
+	f := Memfd(t)
+	if err := f.Do(func(raw int) error {
+		_, err := unix.Write(raw, []byte(text))
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return f
+}
+
 // Main runs the tests and fails them when a descriptor is still owned at the
 // end, or was forgotten by its owner, naming the stack that opened it. Call it from TestMain.
 func Main(m *testing.M) {

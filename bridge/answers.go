@@ -78,12 +78,14 @@ func (s *Server) addHeld(found map[string]*wire.Unit) {
 	if index == nil {
 		return
 	}
-	for _, unit := range s.Holder.Units() {
-		f := found[unit]
-		if f == nil {
-			f = &wire.Unit{Unit: unit}
-			found[unit] = f
+	of := func(unit string) *wire.Unit {
+		if found[unit] == nil {
+			found[unit] = &wire.Unit{Unit: unit}
 		}
+		return found[unit]
+	}
+	for _, unit := range s.Holder.Units() {
+		f := of(unit)
 		f.As = s.Holder.assignedTo(unit)
 		for i, p := range s.Holder.Held(unit) {
 			if i == 0 {
@@ -93,11 +95,7 @@ func (s *Server) addHeld(found map[string]*wire.Unit) {
 		}
 	}
 	for _, own := range s.Holder.OwnSessions() {
-		f := found[own.Unit]
-		if f == nil {
-			f = &wire.Unit{Unit: own.Unit}
-			found[own.Unit] = f
-		}
+		f := of(own.Unit)
 		f.State = wire.StateHeld
 		f.Sessions++
 	}

@@ -70,38 +70,32 @@ func (h *Holder) countSessions(unit string) (n int) {
 			n++
 		}
 	}
-	for _, s := range h.cameFor(unit) {
-		if h.sessions[s.Session] != nil {
-			n++
-		}
-	}
-	return n
-}
-
-// cameFor returns the sessions of a unit that came, finished or not.
-func (h *Holder) cameFor(unit string) []kho.Service {
-	if h.index == nil {
-		return nil
-	}
-	return slices.DeleteFunc(slices.Clone(h.index.Services), func(s kho.Service) bool { return s.Unit != unit })
+	return n + len(h.ownSessions(unit))
 }
 
 // OwnSessions returns the sessions of units' own that came and that these have not taken over.
 func (h *Holder) OwnSessions() []kho.Service {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	return h.ownSessions("")
+}
+
+// ownSessions returns those of one unit, or of all if that is empty; the caller has h.mu.
+func (h *Holder) ownSessions(unit string) []kho.Service {
 	if h.index == nil {
 		return nil
 	}
-	return slices.DeleteFunc(slices.Clone(h.index.Services), func(s kho.Service) bool { return h.sessions[s.Session] == nil })
+	return slices.DeleteFunc(slices.Clone(h.index.Services), func(s kho.Service) bool {
+		return h.sessions[s.Session] == nil || unit != "" && s.Unit != unit
+	})
 }
 
 // came returns the session of that name that came for a unit, if it is held.
 func (h *Holder) came(unit, name string) (s kho.Service, held bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, s := range h.cameFor(unit) {
-		if s.Session == name && h.sessions[name] != nil {
+	for _, s := range h.ownSessions(unit) {
+		if s.Session == name {
 			return s, true
 		}
 	}
@@ -165,9 +159,12 @@ func (h *Holder) unclaimed() []string {
 	if h.index == nil || h.resumed {
 		return units
 	}
+	claimed := map[string]bool{} // by unit
 	for _, s := range h.index.Services {
-		claimed := slices.ContainsFunc(h.cameFor(s.Unit), func(s kho.Service) bool { return h.askedFor[s.Session] })
-		if h.sessions[s.Session] != nil && !claimed && !slices.Contains(units, s.Unit) {
+		claimed[s.Unit] = claimed[s.Unit] || h.askedFor[s.Session]
+	}
+	for _, s := range h.ownSessions("") {
+		if !claimed[s.Unit] && !slices.Contains(units, s.Unit) {
 			units = append(units, s.Unit)
 		}
 	}
@@ -183,17 +180,15 @@ func (h *Holder) holdsSession(name string) bool {
 
 // dropServices lets go of the sessions of a unit that came, and returns how many
 // there were.
-func (h *Holder) dropServices(unit string) (n int) {
+func (h *Holder) dropServices(unit string) int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, s := range h.cameFor(unit) {
-		if h.sessions[s.Session] != nil {
-			h.forget(s.Session)
-			n++
-		}
+	sessions := h.ownSessions(unit)
+	for _, s := range sessions {
+		h.forget(s.Session)
 	}
-	if n > 0 {
-		h.watchers.tell(change(unit, wire.ChangeDropped, n))
+	if len(sessions) > 0 {
+		h.watchers.tell(change(unit, wire.ChangeDropped, len(sessions)))
 	}
-	return n
+	return len(sessions)
 }

@@ -110,10 +110,8 @@ func (h *Holder) entries(unit string) (list []wire.Entry, problems []error) {
 			list = append(list, heldEntry(&m.Entries[i], p.Sessions[0]))
 		}
 	}
-	for _, s := range h.cameFor(unit) {
-		if h.sessions[s.Session] != nil {
-			list = append(list, wire.Entry{Name: s.Name, Place: wire.PlaceHeld, Type: sessionType, Flags: unix.O_RDWR, Session: s.Session})
-		}
+	for _, s := range h.ownSessions(unit) {
+		list = append(list, wire.Entry{Name: s.Name, Place: wire.PlaceHeld, Type: sessionType, Flags: unix.O_RDWR, Session: s.Session})
 	}
 	return list, problems
 }

@@ -129,9 +129,11 @@ func (w *world) serve() (holder *bridge.Holder, socket string, stop func()) {
 	return d.holder, d.socket, d.stop
 }
 
-// deliver starts a unit's fdbridge-inject.
+// deliver starts a unit's fdbridge-inject. What PID 1 has not read when that ends is lost.
 func (w *world) deliver(socket, unit string) (int, error) {
-	return w.inject(socket, unit, keeper{m: w.manager, unit: unit}).Run(w.t.Context())
+	store := &queue{keeper: keeper{m: w.manager, unit: unit}}
+	defer store.drop()
+	return w.inject(socket, unit, store).Run(w.t.Context())
 }
 
 func TestStoresComeBackAsTheyWere(t *testing.T) {

@@ -21,6 +21,7 @@ import (
 	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/session"
+	"github.com/fdbridge/fdbridge/units/notify"
 )
 
 // stores are ways in which the files of units can be spread over sessions.
@@ -208,6 +209,20 @@ func (r *refusing) Store(name string, f *fd.FD) error {
 	return r.keeper.Store(name, f)
 }
 
+// deaf is a store whose messages PID 1 does not read in time, once.
+type deaf struct {
+	keeper
+	heard bool
+}
+
+func (d *deaf) Barrier() error {
+	if !d.heard {
+		d.heard = true
+		return notify.ErrBarrier
+	}
+	return d.keeper.Barrier()
+}
+
 func TestADeliveryThatFailsLeavesNothingBehindAndAllHeld(t *testing.T) {
 	const unit = "a.service"
 	for name, test := range map[string]struct {
@@ -216,6 +231,7 @@ func TestADeliveryThatFailsLeavesNothingBehindAndAllHeld(t *testing.T) {
 	}{
 		"PID 1 does not take in the first":  {func(k keeper) deliver.Store { return &refusing{k, 0} }, `deliver the fd "x": resource temporarily unavailable`},
 		"PID 1 does not take in the second": {func(k keeper) deliver.Store { return &refusing{k, 1} }, `deliver the fd "same"`},
+		"PID 1 does not read the messages":  {func(k keeper) deliver.Store { return &deaf{keeper: k} }, notify.ErrBarrier.Error()},
 	} {
 		t.Run(name, func(t *testing.T) {
 			u := update(t, stores["one unit"])

@@ -394,23 +394,50 @@ func (k keeper) Remove(name string) error {
 
 func (k keeper) Barrier() error { return k.err }
 
+// queue is a keeper whose messages PID 1 reads when it is waited for.
+type queue struct {
+	keeper
+	unread []func() error
+	files  []*fd.FD // that come with them
+}
+
+func (q *queue) Store(name string, f *fd.FD) error {
+	dup, err := f.Dup()
+	if err != nil {
+		return err
+	}
+	q.files = append(q.files, dup)
+	q.unread = append(q.unread, func() error { return q.keeper.Store(name, dup) })
+	return q.err
+}
+
+func (q *queue) Remove(name string) error {
+	q.unread = append(q.unread, func() error { return q.keeper.Remove(name) })
+	return q.err
+}
+
+func (q *queue) Barrier() (err error) {
+	for _, read := range q.unread {
+		err = errors.Join(err, read())
+	}
+	q.drop()
+	return errors.Join(err, q.keeper.Barrier())
+}
+
+// drop throws away what is not read.
+func (q *queue) drop() {
+	for _, f := range q.files {
+		_ = f.Close()
+	}
+	q.files, q.unread = nil, nil
+}
+
 func (k keeper) ExtendTimeout(time.Duration) error { return k.err }
 
 // put stores a memfd with the given contents in a unit's store.
 func (m *manager) put(name, entry, contents string) {
 	m.t.Helper()
-	raw, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
-	if err != nil {
-		m.t.Fatal(err)
-	}
-	f := fd.New(raw)
-	defer f.Close()
-	if _, err := unix.Write(raw, []byte(contents)); err != nil {
-		m.t.Fatal(err)
-	}
-	if err := (keeper{m: m, unit: name}).Store(entry, f); err != nil {
-		m.t.Fatal(err)
-	}
+	m.putMemfd([]string{name}, entry, contents, unix.O_RDWR, unix.MFD_ALLOW_SEALING)
 }
 
 // putPipe stores the reading end of a pipe, which no kernel carries.

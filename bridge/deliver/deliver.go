@@ -70,6 +70,7 @@ type Deliverer struct {
 	Lost func(name string, err error)
 
 	sessions int             // those that Sessions leaves in the store
+	unread   bool            // something was sent to the store that may not have been taken in
 	removed  map[string]bool // what was removed by name, and a session of that name with it
 	bound    *countdown      // of what goes on, nil when nothing does
 	last     time.Duration   // in place of lastTimeout, in tests
@@ -106,7 +107,34 @@ func (d *Deliverer) tell(send func() error) error {
 	return err
 }
 
-// barrier returns when the service manager has taken in what was sent.
+// put puts an fd into the unit's store, which is not there before takenIn has returned.
+func (d *Deliverer) put(name string, f *fd.FD) error {
+	d.unread = true
+	return d.tell(func() error { return d.Store.Store(name, f) })
+}
+
+// take takes all fds of that name out of it.
+func (d *Deliverer) take(name string) error {
+	d.unread = true
+	return d.tell(func() error { return d.Store.Remove(name) })
+}
+
+// takenIn returns when the service manager has taken in what was put and taken.
+//
+// This process must not end before. The service manager reads messages before it looks for
+// children that have ended (the priorities in src/core/manager.c, systemd 254 to 262), but
+// one that sends its last and ends between these two is seen to have ended first: its unit
+// goes on without what it has sent, which is thrown away when it is read.
+func (d *Deliverer) takenIn() error {
+	if !d.unread {
+		return nil
+	}
+	err := d.barrier()
+	d.unread = err != nil
+	return err
+}
+
+// barrier returns when the service manager has read all that was sent.
 func (d *Deliverer) barrier() error {
 	d.extended = time.Time{} // as it may take longer than what is granted by now
 	return d.tell(d.Store.Barrier)

@@ -52,23 +52,23 @@ func (d *Deliverer) session(ctx context.Context, name string) (*wire.Session, er
 		return answer, err
 	}
 	if answer.Replaces {
-		err = d.tell(func() error { return d.Store.Remove(name) })
+		err = d.take(name)
 	}
 	if err == nil {
-		err = d.tell(func() error { return d.Store.Store(name, f) })
+		err = d.put(name, f)
 	}
 	return answer, errors.Join(err, f.Close())
 }
 
-// Done tells fdbridged that what came is in the store, and waits until it is: up to
-// then fdbridged holds it on, and what Run has removed from there for longer. The error is
-// that it may hold on all of it.
+// Done waits until what Sessions has stored is in the store, and tells fdbridged of what
+// came: up to then fdbridged holds that on, and what Run has removed from there for longer.
+// The error is that it may hold on all of it, or that some of the rest is missing.
 func (d *Deliverer) Done(ctx context.Context, came []string) error {
+	failed := d.takenIn()
 	came = slices.DeleteFunc(slices.Clone(came), func(name string) bool { return d.removed[name] })
 	if len(came) == 0 {
-		return nil
+		return failed
 	}
-	failed := d.barrier()
 	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), lastTimeout)
 	defer stop()
 	for _, name := range came {

@@ -72,6 +72,19 @@ func TestSessionsAreStoredInOrderAndWhatCameIsDoneWithLast(t *testing.T) {
 	}
 }
 
+// The session that is made anew is nowhere else.
+func TestWhatIsStoredIsWaitedForWhenNothingCame(t *testing.T) {
+	store := &recorder{}
+	d := Deliverer{Store: store, Socket: listen(t, give(t, wire.Session{}, true))}
+	came, err := d.Sessions(t.Context(), []string{"a"})
+	if err != nil || len(came) > 0 || d.Done(t.Context(), came) != nil {
+		t.Errorf("Sessions: %v, %v", came, err)
+	}
+	if diff := cmp.Diff([]string{"extend", "store a", "extend", "barrier"}, store.said); diff != "" {
+		t.Errorf("the service manager was told (-want +got):\n%s", diff)
+	}
+}
+
 func TestAUnitWithoutLUOSessionAsksForNone(t *testing.T) {
 	d := Deliverer{Store: &recorder{}, Socket: filepath.Join(t.TempDir(), "none")}
 	came, err := d.Sessions(t.Context(), nil)

@@ -45,11 +45,7 @@ type lostError struct{ error }
 // unpack puts the parcel's files into the unit's store. They are stored in
 // reverse, since the service manager puts each new one in front of the others
 // (service_add_fd_store in src/core/service.c). When it returns without an
-// error, they are in the service manager's queue. It takes them in before it notices
-// that this process has ended and goes on with the unit: messages have a higher
-// priority than the death of children (src/core/manager.c, systemd 254 to 262). No
-// barrier is waited for: while the service manager starts the units of a boot, it
-// reads no messages until it has started them all. What can never be delivered is
+// error, the service manager has taken them in. What can never be delivered is
 // counted and does not keep the rest from it.
 func (u *unpacking) unpack(ctx context.Context) error {
 	m, err := u.manifest(ctx)
@@ -82,7 +78,7 @@ func (u *unpacking) unpack(ctx context.Context) error {
 			return fmt.Errorf("deliver the fd %q: %w", entries[i].Name, err)
 		}
 	}
-	return nil
+	return u.takenIn()
 }
 
 func (u *unpacking) manifest(ctx context.Context) (m *kho.Manifest, err error) {
@@ -121,7 +117,7 @@ func (u *unpacking) deliver(ctx context.Context, e *kho.Entry) error {
 	if err == nil {
 		defer func() { _ = f.Close() }() // of a memfd, which has nothing to flush
 		u.names[e.Name] = true
-		if err := u.tell(func() error { return u.Store.Store(e.Name, f) }); err != nil {
+		if err := u.put(e.Name, f); err != nil {
 			return err
 		}
 		u.stored++
@@ -212,7 +208,7 @@ func (u *unpacking) clear() error {
 			u.removed = map[string]bool{}
 		}
 		u.removed[name] = true
-		if err := u.tell(func() error { return u.Store.Remove(name) }); err != nil {
+		if err := u.take(name); err != nil {
 			return err
 		}
 	}
@@ -224,19 +220,17 @@ func (u *unpacking) clear() error {
 // and fdbridged holds on all of it, and tells fdbridged why. It returns an error
 // that says all that went wrong.
 func (u *unpacking) giveBack(ctx context.Context, why error) error {
-	if len(u.names) > 0 {
-		err := u.clear()
-		if err == nil {
-			err = u.barrier()
-		}
-		if err != nil { // fdbridged must not forget that the delivery was begun
-			return errors.Join(why, fmt.Errorf("remove from the store what was delivered: %w", err))
-		}
+	err := u.clear()
+	if err == nil {
+		err = u.takenIn()
+	}
+	if err != nil { // fdbridged must not forget that the delivery was begun
+		return errors.Join(why, fmt.Errorf("remove from the store what was delivered: %w", err))
 	}
 	if errors.Is(why, errUnanswered) {
 		return why // whoever comes next finds the store empty
 	}
-	err := u.conclude(context.WithoutCancel(ctx), u.conn, wire.Request{Op: wire.OpReturned, Reason: short(why.Error())})
+	err = u.conclude(context.WithoutCancel(ctx), u.conn, wire.Request{Op: wire.OpReturned, Reason: short(why.Error())})
 	if err != nil {
 		why = fmt.Errorf("%w; fdbridged was not told: %v", why, err)
 	}

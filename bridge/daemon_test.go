@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -50,6 +51,7 @@ func (w *world) start(ctx context.Context, socket string, store bridge.Keeper) *
 	server := bridge.NewServer()
 	d.server = server
 	server.Holder, server.PID1, server.UnitOf, server.Log = d.holder, w.manager, w.unitOf, log
+	server.StartsDir = w.startsDir
 	server.Duplicator, server.Facts = w.duplicator, w.facts
 	server.Excluded, server.Started = func(unit string) bool { return unit == "excluded.service" }, func(string) { w.starts <- struct{}{} }
 	if w.impatient > 0 {
@@ -118,9 +120,20 @@ func (w *world) inject(socket, unit string, store deliver.Store) *deliver.Delive
 	w.setPeer(unit)
 	return &deliver.Deliverer{
 		Socket: socket, Kernel: w.kernel, Store: store, Max: int(w.max(unit)),
-		Invocation: fmt.Sprintf("%032x", w.invocations.Add(1)),
+		Invocation: w.invoke(unit),
 		Lost:       func(string, error) {},
 	}
+}
+
+// invoke leaves word of a unit's start, and returns its invocation.
+func (w *world) invoke(unit string) string {
+	w.t.Helper()
+	id := fmt.Sprintf("%032x", w.invocations.Add(1))
+	link := filepath.Join(w.startsDir, "invocation:"+unit)
+	if err := errors.Join(os.Symlink(id, link+id), os.Rename(link+id, link)); err != nil {
+		w.t.Fatal(err)
+	}
+	return id
 }
 
 // stepping is the way to a store of somebody who may die: step is called before

@@ -38,8 +38,7 @@ func (s *Server) deliver(ctx context.Context, conn *wire.Conn, request *wire.Req
 		return errors.Join(err, conn.Send(wire.Grant{Error: err.Error()}, nil))
 	}
 	s.Started(unit)
-	idle := s.leaveIdle(unit)
-	p, d, leave, err := s.admit(ctx, conn, &applicant{unit, idle, invocation(request.Invocation)})
+	p, d, leave, err := s.admit(ctx, conn, s.applicant(unit, invocation(request.Invocation)))
 	defer leave()
 	if err == nil && p == nil { // or it was delivered while this client waited for its turn
 		return conn.Send(wire.Grant{}, nil)
@@ -103,6 +102,14 @@ type applicant struct {
 	invocation string
 }
 
+func (s *Server) applicant(unit, invocation string) *applicant {
+	idle, err := s.idle.First(unit, invocation)
+	if err != nil {
+		s.Log.Warning("Units will start more slowly: %v", err)
+	}
+	return &applicant{unit, idle, invocation}
+}
+
 // invocation returns what can be in the name of a mark, or nothing.
 func invocation(id string) string {
 	for _, c := range []byte(id) {
@@ -114,16 +121,6 @@ func invocation(id string) string {
 		return ""
 	}
 	return id
-}
-
-// leaveIdle tells whether the unit's store is known to be empty, because the
-// unit was not started since Begin. It is now.
-func (s *Server) leaveIdle(unit string) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	idle := s.idle[unit]
-	delete(s.idle, unit)
-	return idle
 }
 
 // permit returns the delivery of a parcel to a unit, which has begun, if the unit may have it.

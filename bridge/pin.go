@@ -29,8 +29,6 @@ type Pinner struct {
 	Covered func() (map[string]bool, error)
 	// Excluded is that of config.Current.
 	Excluded func(unit string) bool
-	// Reloaded is called by Follow when PID 1 has reloaded its units, or may have.
-	Reloaded func()
 	Log      *journal.Log
 
 	news   chan news
@@ -68,9 +66,6 @@ func (p *Pinner) Follow(watcher *units.Watcher) {
 		if err != nil {
 			p.Log.Err("Transient units that are started from now on may lose their fd store when they stop: %v", err)
 			return
-		}
-		if all {
-			p.Reloaded()
 		}
 		p.tell(news{services, all})
 	}

@@ -166,7 +166,7 @@ func TestPinnerAsksUntilPID1AnswersAndSaysSoOnce(t *testing.T) {
 	}
 }
 
-func TestPinnerTellsOfReloads(t *testing.T) {
+func TestPinnerLooksAtEverythingAfterAReload(t *testing.T) {
 	root := t.TempDir()
 	if err := os.MkdirAll(root+"/run/systemd", 0o755); err != nil {
 		t.Fatal(err)
@@ -175,20 +175,27 @@ func TestPinnerTellsOfReloads(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	reloaded := make(chan struct{}, 1)
+	looked := make(chan []string)
 	pinner := bridge.NewPinner()
-	pinner.Reloaded = func() { reloaded <- struct{}{} }
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		pinner.Follow(watcher)
-	}()
+	pinner.OptedIn = func(_ context.Context, names []string) ([]units.Store, error) {
+		looked <- names
+		return nil, nil
+	}
+	pinner.Covered = func() (map[string]bool, error) { return nil, nil }
+	ctx, stop := context.WithCancel(t.Context())
+	var running sync.WaitGroup
+	running.Go(func() { pinner.Follow(watcher) })
+	running.Go(func() { pinner.Run(ctx) })
+	<-looked // as it begins
 	if err := os.Mkdir(root+"/run/systemd/generator", 0o755); err != nil {
 		t.Fatal(err)
 	}
-	<-reloaded // or the test does not end
+	if names := <-looked; names != nil { // or the test does not end
+		t.Errorf("only %q was looked at", names)
+	}
 	if err := watcher.Close(); err != nil {
 		t.Error(err)
 	}
-	<-done
+	stop()
+	running.Wait()
 }

@@ -59,6 +59,8 @@ type Server struct {
 	RequestTimeout, QueueTimeout time.Duration
 	// WaitInterval is wire.WaitInterval but in tests.
 	WaitInterval time.Duration
+	// StartsDir is units.StartsDir but in tests.
+	StartsDir string
 	// Started is told of each unit that asks for its fds.
 	Started func(unit string)
 	// LostFile is LostFile but in tests.
@@ -67,9 +69,10 @@ type Server struct {
 	Machine wire.Status
 	Log     *journal.Log
 
+	idle *units.Idle // of when Begin was called
+
 	mu     sync.Mutex
 	turns  map[string]chan struct{} // by unit: holds a value while it has a delivery
-	idle   map[string]bool          // units that were not started since Begin
 	slots  chan struct{}            // as many as there may be deliveries at a time
 	took   map[string]time.Duration // by unit: how long its delivery took
 	visits map[string]int           // by unit: its connections to ServeSessions
@@ -92,28 +95,19 @@ func NewServer() *Server {
 // Begin looks at the units that something is held for: the stores of those that
 // are stopped and have nothing in theirs need not be looked at when they want
 // their fds, at a time when PID 1 has much to do. Units that are started from now
-// on must find the socket.
-func (s *Server) Begin(ctx context.Context) error {
-	idle, err := s.PID1.Idle(ctx, s.Holder.Units())
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.idle = idle
+// on must find the socket. It is called before Serve, which lets go of what it has found.
+func (s *Server) Begin(ctx context.Context) (err error) {
+	s.idle, err = units.WatchIdle(s.StartsDir, func() (map[string]bool, error) {
+		return s.PID1.Idle(ctx, s.Holder.Units())
+	})
 	return err
-}
-
-// Forget has all stores looked at again. It is called when PID 1 has reloaded its
-// units: one may have been started before without asking for its fds, for what its files
-// said, and ask from then on.
-func (s *Server) Forget() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.idle = nil
 }
 
 // Serve serves listener until it is closed, and waits for the connections that
 // are open then. When ctx ends, those to whom something was granted have eight
 // seconds left, and the others none: they will find the next fdbridged.
 func (s *Server) Serve(ctx context.Context, listener *wire.Listener) error {
+	defer func() { _ = s.idle.Close() }() // it is only read
 	return s.serveAll(ctx, listener, s.serve)
 }
 

@@ -30,7 +30,7 @@ func TestFaultsOfADelivery(t *testing.T) {
 	b := boot(t, common())
 	b.serveUnderAtstep()
 	b.injectUnderAtstep("t-.service")
-	faults := []fault{restoreKilled(), serveKilled(), injectKilled(), startedTwice(), mainFails(), stoppedMeanwhile(), pid1Again()}
+	faults := []fault{restoreKilled(), serveKilled(), injectKilled(), injectUnheard(), startedTwice(), mainFails(), stoppedMeanwhile(), pid1Again()}
 	files := map[string]string{}
 	for _, f := range faults {
 		maps.Copy(files, f.units)
@@ -133,8 +133,8 @@ func injectKilled() fault {
 	steps := []int{1, inTheMiddle[0]}
 	kinds := []string{"EXTEND_TIMEOUT_USEC=", "FDSTORE=1"}
 	if thorough {
-		steps = []int{1, 2, 3, 4, 5, 6, 7, 8, 9, 10} // more than it has
-		kinds = append(kinds, `{"op":"deliver"`, "RETRIEVE_FD", `{"op":"delivered"`, "exit")
+		steps = []int{1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12} // more than it has
+		kinds = append(kinds, `{"op":"deliver"`, "RETRIEVE_FD", "BARRIER=1", `{"op":"delivered"`, "exit")
 	}
 	units := numbered("t-inject", len(steps))
 	// It must not store anything by itself when it finds nothing.
@@ -161,6 +161,42 @@ func injectKilled() fault {
 	}}
 }
 
+// fdbridge-inject is killed before it asks for anything, and the unit stores other fds.
+func injectUnheard() fault {
+	const unit = "t-unheard.service"
+	return fault{"fdbridge-inject is killed before it asks", each([]string{unit}, twoFiles), func(b *bed, truth map[string][]found) {
+		b.steps(injectSteps, "1 kill")
+		b.sh("systemctl start %s", unit)
+		if hits := b.stepped(injectSteps); len(hits) != 1 {
+			b.Fatalf("fdbridge-inject was killed at %q, want one step", hits)
+		}
+		b.sh("rm %s/*", injectSteps)
+		if got := b.report(unit); len(got) != 0 {
+			b.Errorf("%s was started with %+v, want no fds", unit, got)
+		}
+		b.killed(unit)
+		b.sh("systemctl start %s", unit)
+		if got := b.report(unit); len(got) != len(truth[unit]) {
+			b.Errorf("%s finds %+v, want the %d fds that it has stored", unit, got, len(truth[unit]))
+		}
+		if u := b.list()[unit]; u.State != wire.StateHeld || u.Held != len(truth[unit]) {
+			b.Errorf("%s is listed as %+v", unit, u)
+		}
+		b.advised(unit)
+		b.same(of(truth, unit))
+	}}
+}
+
+// advised does what the log of a unit says is to be done so that it gets what is held for it.
+func (b *bed) advised(unit string) {
+	b.Helper()
+	advice := "systemctl clean --what=fdstore " + unit
+	if log := b.journal("-u %s", unit); !strings.Contains(log, advice) {
+		b.Errorf("the log of %s does not say %q:\n%s", unit, advice, log)
+	}
+	b.sh("systemctl stop %[1]s; %[2]s; systemctl start %[1]s", unit, advice)
+}
+
 // completed looks at a unit whose fdbridge-inject was killed, and does what is
 // to be done so that it gets what it has not got. It returns how many fds it had got.
 func (b *bed) completed(unit string, want []found) int {
@@ -180,11 +216,7 @@ func (b *bed) completed(unit string, want []found) int {
 		if diff := cmp.Diff(got, b.report(unit)); diff != "" {
 			b.Errorf("%s finds other fds in its next start (-before +now):\n%s", unit, diff)
 		}
-		advice := "systemctl clean --what=fdstore " + unit
-		if log := b.journal("-u %s", unit); !strings.Contains(log, advice) {
-			b.Errorf("the log of %s does not say %q:\n%s", unit, advice, log)
-		}
-		b.sh("systemctl stop %[1]s; %[2]s; systemctl start %[1]s", unit, advice)
+		b.advised(unit)
 	}
 	b.same(map[string][]found{unit: want})
 	return len(got)

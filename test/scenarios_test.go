@@ -204,7 +204,9 @@ func unreferenced() scenario {
 
 // A service that is started much later, after all that can come between.
 func heldUntilStarted() scenario {
-	units := map[string]string{"late.service": byHand(optIn, "a,memfd,4096,1", "b,memfd,8192,2", "c,memfd,0")}
+	// The start that fdbridge counts is that which asks.
+	const counted = "ExecStartPre=/bin/sh -c 'test $$(readlink /run/systemd/units/invocation:%n) = $$INVOCATION_ID'\n"
+	units := map[string]string{"late.service": byHand(optIn+counted, "a,memfd,4096,1", "b,memfd,8192,2", "c,memfd,0")}
 	return scenario{name: "fds are held until the unit is started", units: units, before: func(b *bed) func(*bed) {
 		truth := b.restarted("late.service")
 		return func(b *bed) {

@@ -3,6 +3,12 @@
 package units
 
 import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -48,5 +54,132 @@ func TestWithoutAnAnswerNothingIsIdle(t *testing.T) {
 	}
 	if got, err := reader.Idle(t.Context(), nil); len(got) != 0 || err != nil {
 		t.Errorf("Idle of nothing: %v, %v", got, err)
+	}
+}
+
+// starts is what PID 1 leaves word of starts in.
+type starts struct {
+	t   *testing.T
+	dir string
+}
+
+// start starts a unit, which was stopped before.
+func (s starts) start(unit, invocation string) {
+	s.t.Helper()
+	link := filepath.Join(s.dir, "invocation:"+unit)
+	if err := errors.Join(os.Symlink(invocation, link+"tmp"), os.Rename(link+"tmp", link)); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+func TestOnlyTheFirstStartOfAnIdleUnitIsSaidToBe(t *testing.T) {
+	s := starts{t, t.TempDir()}
+	s.start("before.service", "1")
+	idle, err := WatchIdle(s.dir, func() (map[string]bool, error) {
+		s.start("meanwhile.service", "1")
+		idle := map[string]bool{}
+		for _, name := range []string{"first", "again", "direct", "stopped", "unseen", "meanwhile", "before", "last"} {
+			idle[name+".service"] = true
+		}
+		idle["busy.service"] = false
+		return idle, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.start("first.service", "a")
+	s.start("busy.service", "a")
+	s.start("again.service", "1")
+	s.start("again.service", "a")
+	s.start("direct.service", "1")
+	s.start("stopped.service", "a")
+	if err := os.Remove(s.dir + "/invocation:stopped.service"); err != nil {
+		t.Fatal(err)
+	}
+	ask := func(unit, invocation string, want bool) {
+		t.Helper()
+		if first, err := idle.First(unit, invocation); first != want || err != nil {
+			t.Errorf("First of %s: %v, %v", unit, first, err)
+		}
+	}
+	ask("first.service", "a", true)
+	ask("first.service", "a", false)
+	ask("busy.service", "a", false)
+	ask("again.service", "a", false)
+	ask("direct.service", "a", false)
+	ask("stopped.service", "a", false)
+	ask("stopped.service", "", false)
+	ask("unseen.service", "a", false)
+	s.start("meanwhile.service", "a")
+	ask("meanwhile.service", "a", false)
+	ask("before.service", "1", false)
+	s.start("last.service", "a") // after others have asked
+	ask("last.service", "a", true)
+	if idle.watch != nil {
+		t.Error("starts are counted on for no unit")
+	}
+	ask("last.service", "a", false)
+	if err := idle.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestWhatIsNotCountedIsNotIdle(t *testing.T) {
+	failed := errors.New("failed")
+	if idle, err := WatchIdle(t.TempDir(), func() (map[string]bool, error) { return nil, failed }); idle != nil || !errors.Is(err, failed) {
+		t.Errorf("WatchIdle: %v, %v", idle, err)
+	}
+	if idle, err := WatchIdle(t.TempDir()+"/none", nil); idle != nil || !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("WatchIdle of what is not there: %v, %v", idle, err)
+	}
+	var none *Idle
+	if first, err := none.First("a.service", "a"); first || err != nil {
+		t.Errorf("First: %v, %v", first, err)
+	}
+	if err := none.Close(); err != nil {
+		t.Error(err)
+	}
+
+	s := starts{t, t.TempDir()}
+	find := func() (map[string]bool, error) { return map[string]bool{"a.service": true, "b.service": true}, nil }
+	idle, err := WatchIdle(s.dir, find)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.start("a.service", "a")
+	if err := os.RemoveAll(s.dir); err != nil {
+		t.Fatal(err)
+	}
+	if first, err := idle.First("a.service", "a"); first || err != nil {
+		t.Errorf("First when the directory is gone: %v, %v", first, err)
+	}
+	if err := idle.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestLostEventsLeaveNoUnitIdle(t *testing.T) {
+	s := starts{t, t.TempDir()}
+	idle, err := WatchIdle(s.dir, func() (map[string]bool, error) { return map[string]bool{"a.service": true, "b.service": true}, nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.start("a.service", "a")
+	text, err := os.ReadFile("/proc/sys/fs/inotify/max_queued_events")
+	if err != nil {
+		t.Fatal(err)
+	}
+	max, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range max + 1 {
+		s.start(fmt.Sprintf("other%d.service", n%2), "a")
+	}
+	if first, err := idle.First("a.service", "a"); first || err != nil {
+		t.Errorf("First: %v, %v", first, err)
+	}
+	if err := idle.Close(); err != nil {
+		t.Error(err)
 	}
 }

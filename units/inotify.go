@@ -5,6 +5,7 @@ package units
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -44,7 +45,36 @@ func (i *inotify) next(each func(e inotifyEvent)) error {
 	if err != nil {
 		return err
 	}
-	for events := buffer[:n]; len(events) >= unix.SizeofInotifyEvent; {
+	parseEvents(buffer[:n], each)
+	return nil
+}
+
+// drain calls each with the events that are there, and waits for none.
+func (i *inotify) drain(each func(e inotifyEvent)) error {
+	conn, err := i.SyscallConn()
+	if err != nil {
+		return err
+	}
+	buffer := make([]byte, 16<<10)
+	for {
+		var n int
+		var failed error
+		err := conn.Read(func(raw uintptr) (done bool) {
+			n, failed = unix.Read(int(raw), buffer)
+			return true
+		})
+		if errors.Is(failed, unix.EAGAIN) {
+			return nil
+		}
+		if err = errors.Join(err, os.NewSyscallError("read", failed)); err != nil {
+			return err
+		}
+		parseEvents(buffer[:n], each)
+	}
+}
+
+func parseEvents(events []byte, each func(e inotifyEvent)) {
+	for len(events) >= unix.SizeofInotifyEvent {
 		size := unix.SizeofInotifyEvent + int(binary.NativeEndian.Uint32(events[12:]))
 		name, _, _ := bytes.Cut(events[unix.SizeofInotifyEvent:size], []byte{0})
 		each(inotifyEvent{
@@ -54,5 +84,4 @@ func (i *inotify) next(each func(e inotifyEvent)) error {
 		})
 		events = events[size:]
 	}
-	return nil
 }

@@ -55,7 +55,6 @@ func serve(ctx context.Context) error {
 	pinner := newPinner(rules, reader, log)
 	server := newServer(rules, holder, reader, log)
 	server.Started = pinner.Notice
-	pinner.Reloaded = server.Forget
 	if err := server.Begin(ctx); err != nil {
 		log.Warning("Units will start more slowly: %v", err)
 	}
@@ -181,6 +180,7 @@ func newServer(rules *config.Current, holder *bridge.Holder, reader *units.Reade
 	server.Holder = holder
 	server.PID1 = reader
 	server.UnitOf = units.UnitOf
+	server.StartsDir = units.StartsDir
 	server.Duplicator = func() (bridge.Duplicator, error) { return units.OpenDuplicator(1) }
 	server.Facts = rules.Facts
 	server.Excluded = rules.Excluded

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -384,6 +385,50 @@ func TestFaultsCostOneUnitAndAreNamed(t *testing.T) {
 			retrieved := name == "the manifest cannot be retrieved"
 			if held := len(holder.Held("bad.service")) > 0; held != retrieved {
 				t.Errorf("the bad unit's session is held: %v, want %v", held, retrieved)
+			}
+		})
+	}
+}
+
+// A file that two units have is in the session of one of them.
+func TestAUnitGetsTheRestWhenASessionThatItSharesIsMissing(t *testing.T) {
+	for name, test := range map[string]struct {
+		why  error
+		want []string
+	}{
+		"for good":              {unix.ENOENT, []string{"own=O@1"}},
+		"for this fdbridged":    {unix.EMFILE, []string{}},
+		"for all that is known": {unix.EIO, []string{}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			names := []string{"a.service", "b.service"}
+			for _, unit := range names {
+				w.add(unit, "yes")
+				w.put(unit, "own", "O")
+			}
+			w.putMemfd(names, "shared", "S", unix.O_RDWR, 0)
+			w.kexec(w.preserve())
+			borrower := w.recorded.Units[slices.IndexFunc(w.recorded.Units, func(u kho.IndexUnit) bool { return len(u.Sessions) == 2 })]
+			w.kernel.Fail = func(request uint, name string, _ uint64) error {
+				if request == session.ReqRetrieveSession && name == borrower.Sessions[1] {
+					return test.why
+				}
+				return nil
+			}
+			d := w.daemon()
+			n, err := w.deliver(d.socket, borrower.Unit)
+			if n != len(test.want) || (err == nil) != (n > 0) {
+				t.Errorf("deliver: %d, %v", n, err)
+			}
+			if diff := cmp.Diff(test.want, w.contents(borrower.Unit)); diff != "" {
+				t.Errorf("the store (-want +got):\n%s", diff)
+			}
+			if held := len(d.holder.Held(borrower.Unit)) > 0; held != (n == 0) {
+				t.Errorf("held: %v", held)
+			}
+			if says := `The fd "shared" of session ` + borrower.Sessions[0] + " is lost"; strings.Contains(w.logged(), says) != (n > 0) {
+				t.Errorf("the log says %q, or not:\n%s", says, w.logged())
 			}
 		})
 	}

@@ -230,25 +230,29 @@ func (s *Server) file(conn *wire.Conn, d *delivery, a address) error {
 	if d.files == nil {
 		inspected, err := s.Holder.inspect(d.holding)
 		if err != nil {
-			return conn.Send(refused(err), nil)
+			return conn.Send(s.refused(d, err), nil)
 		}
 		d.files, d.shared = inspected.files, inspected.shared
 	}
 	if _, named := d.files[a]; !named {
 		err := fmt.Errorf("%w: %v is not in the manifest of %s", wire.ErrPacket, a, d.Unit)
-		return errors.Join(err, conn.Send(refused(err), nil))
+		return errors.Join(err, conn.Send(s.refused(d, err), nil))
 	}
 	f, err := s.Holder.file(d, a)
 	if err != nil {
-		return conn.Send(refused(err), nil)
+		return conn.Send(s.refused(d, err), nil)
 	}
 	return errors.Join(conn.Send(wire.File{}, f), f.Close())
 }
 
-// refused is the answer that there is no file. One in a session that could not be
-// retrieved is not lost.
-func refused(err error) wire.File {
-	return wire.File{Error: err.Error(), Lost: !deliver.Passing(err) && !errors.Is(err, session.ErrNoSession)}
+// refused is the answer that there is no file. One in a session that is not there may
+// come with the next fdbridged.
+func (s *Server) refused(d *delivery, err error) wire.File {
+	lost := !deliver.Passing(err)
+	if errors.Is(err, session.ErrNoSession) {
+		lost = s.Holder.allCame(d.Unit)
+	}
+	return wire.File{Error: err.Error(), Lost: lost}
 }
 
 // settle lets go of a parcel whose fds are in the store of its unit, but for

@@ -116,6 +116,14 @@ func (h *Holder) state(units ...string) error {
 	return nil
 }
 
+// allCame tells whether all sessions of a unit are there that can ever be had.
+func (h *Holder) allCame(unit string) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	missing := h.missing[unit]
+	return h.unknown == nil && len(h.unopened) == 0 && !h.elsewhere && (missing == nil || errors.Is(missing, session.ErrNoSession))
+}
+
 // complete restores what is not restored yet, and says why that cannot be.
 func (h *Holder) complete(ctx context.Context) error {
 	ctx, stop := context.WithTimeout(ctx, deviceTimeout)

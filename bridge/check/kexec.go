@@ -90,7 +90,7 @@ func (k *Kexec) begin(ctx context.Context) error {
 	}
 	err := k.Start()
 	if err != nil {
-		k.Undo(ctx)
+		k.Undo(context.WithoutCancel(ctx))
 	}
 	return err
 }

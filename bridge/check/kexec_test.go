@@ -86,6 +86,7 @@ func TestKexecLoadsAndStartsWhatTheCheckLetsPass(t *testing.T) {
 				},
 				Start: func() error { return do("start", "") },
 				Undo: func(ctx context.Context) {
+					interrupt(errors.New("whoever does not want to wait for it need not"))
 					if did = append(did, "undo"); ctx.Err() != nil {
 						t.Error("there is no time to undo it")
 					}

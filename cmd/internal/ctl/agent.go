@@ -3,6 +3,7 @@
 package ctl
 
 import (
+	"context"
 	"io"
 	"os"
 	"os/exec"
@@ -29,19 +30,22 @@ func (d daemon) startAgent() (stop func()) {
 	const notify = "3" // the first of ExtraFiles
 	// Without --fallback, which has been seen to leave a user without a login session
 	// unasked (polkit 126).
-	agent := exec.Command(d.agent, "--notify-fd", notify)
+	ctx, end := context.WithCancel(context.Background())
+	agent := exec.CommandContext(ctx, d.agent, "--notify-fd", notify)
 	agent.ExtraFiles = []*os.File{w}
+	agent.Cancel = func() error { return agent.Process.Signal(unix.SIGTERM) }
 	agent.WaitDelay = agentWait
 	err = agent.Start()
 	_ = w.Close() // the agent has it, and closes it when it is ready
 	if err != nil {
+		end()
 		return func() {}
 	}
 	if err := ready.SetReadDeadline(time.Now().Add(agentWait)); err == nil {
 		_, _ = io.Copy(io.Discard, ready) // ready, or too late: polkit says what it means
 	}
 	return func() {
-		_ = agent.Process.Signal(unix.SIGTERM)
-		_ = agent.Wait() // it was told to end
+		end()
+		_ = agent.Wait() // it was told to end, and is killed if it does not
 	}
 }

@@ -186,16 +186,14 @@ func kexecCommand(h host, v *view) *cobra.Command {
 					fmt.Fprintf(cmd.ErrOrStderr(), "fdbridgectl: nothing is prepared: %s\n", oneLine(err.Error()))
 				}
 			}
-			var stop func()
+			ctx, stop := interruptible(cmd.Context())
+			defer stop()
 			h.Undo = func(ctx context.Context) {
 				stop() // whoever does not want to wait for it need not
 				if err := h.abort(ctx); err != nil {
 					fmt.Fprintf(cmd.ErrOrStderr(), "fdbridgectl: what was prepared stays so until PrepareTimeoutSec= has passed, or fdbridgectl abort: %s\n", oneLine(err.Error()))
 				}
 			}
-			var ctx context.Context
-			ctx, stop = interruptible(cmd.Context())
-			defer stop()
 			var said *check.Result
 			err := h.Run(ctx, o, func(found *check.Result) error {
 				said = found
@@ -219,6 +217,9 @@ func kexecCommand(h host, v *view) *cobra.Command {
 // for those that it was started without, as by nohup(1).
 func interruptible(ctx context.Context) (context.Context, func()) {
 	ends := slices.DeleteFunc([]os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP}, signal.Ignored)
+	if len(ends) == 0 { // NotifyContext would take all that there are
+		return context.WithCancel(ctx)
+	}
 	return signal.NotifyContext(ctx, ends...)
 }
 

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"regexp"
 	"runtime"
@@ -135,7 +136,7 @@ func testHost(ts *testscript.TestScript) host {
 		}
 		return "Prepared it.", say("prepare")
 	}
-	h.abort = func(context.Context) error { return say("abort") }
+	h.abort = func(ctx context.Context) error { return errors.Join(ctx.Err(), say("abort")) }
 	h.Load = func(kernel, initrd *os.File, cmdline string) error {
 		return say("load with an initrd %v and %q", initrd != nil, cmdline)
 	}
@@ -266,5 +267,26 @@ func TestOutputThatCannotBeWrittenIsAnError(t *testing.T) {
 		if !errors.Is(err, unix.ENOSPC) {
 			t.Errorf("output, JSON %v: %v, want ENOSPC", asJSON, err)
 		}
+	}
+}
+
+// As by nohup(1), and by a shell that traps all of them with nothing.
+func TestWhoIsStartedWithoutTheSignalsIsNotInterruptedByOthers(t *testing.T) {
+	all := []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP}
+	signal.Ignore(all...)
+	t.Cleanup(func() { signal.Reset(all...) })
+	ctx, stop := interruptible(t.Context())
+	defer stop()
+	seen := make(chan os.Signal, 1)
+	signal.Notify(seen, unix.SIGCHLD)
+	defer signal.Stop(seen)
+	for range 10 { // one is handed to all before the next is
+		if err := unix.Kill(os.Getpid(), unix.SIGCHLD); err != nil {
+			t.Fatal(err)
+		}
+		<-seen
+	}
+	if ctx.Err() != nil {
+		t.Errorf("it was interrupted: %v", context.Cause(ctx))
 	}
 }

@@ -5,7 +5,9 @@ package bridge_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -188,6 +190,10 @@ func TestAWatcherThatDoesNotReadIsHungUpOn(t *testing.T) {
 	}
 	if !errors.Is(err, io.EOF) || got == 0 || got >= many {
 		t.Errorf("the watcher that did not read was told %d times, then %v", got, err)
+	}
+	d.stop() // so that all is logged
+	if says := fmt.Sprintf("A request of process %d on the socket failed: a client that watches is too slow", os.Getpid()); !strings.Contains(u.logged(), says) {
+		t.Errorf("the log does not say %q", says)
 	}
 }
 

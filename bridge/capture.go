@@ -31,6 +31,7 @@ type parcel struct {
 	unit     string
 	identity kho.Identity
 	origin   kho.Origin
+	unknown  []kho.Member // of its manifest, when that is carried on
 	items    []item
 	rooms    []*room        // its sessions, the one that is filled at last
 	index    *kho.IndexUnit // set when the manifest is written
@@ -295,7 +296,9 @@ func (p *Preserver) parcel(store *units.Store) *parcel {
 
 // manifest makes the parcel's manifest without entries.
 func (p *parcel) manifest() *kho.Manifest {
-	return &kho.Manifest{Unit: p.unit, Identity: p.identity, Origin: p.origin, Entries: make([]kho.Entry, 0, len(p.items))}
+	return &kho.Manifest{
+		Unit: p.unit, Identity: p.identity, Origin: p.origin, Entries: make([]kho.Entry, 0, len(p.items)), Unknown: p.unknown,
+	}
 }
 
 func items(entries []units.Entry) []item {

@@ -66,7 +66,14 @@ func (l *leftHeld) file(a address) (*fd.FD, error) {
 // be carried on. What cannot be is logged and left out; ErrRequired says that
 // something of it may not be lost, and that all is where it was. rescued are the
 // names of what is in this service's own store from then on.
-func (p *Preserver) takeHeld(found *stores, duplicator Duplicator) (parcels []*parcel, rescued []string, err error) {
+func (p *Preserver) takeHeld(found *stores) (parcels []*parcel, rescued []string, err error) {
+	if found.own == nil {
+		return nil, nil, nil
+	}
+	duplicator, err := found.duplicator()
+	if err != nil {
+		return nil, nil, err
+	}
 	left, err := p.takeOver(found.own, found.rescued, duplicator)
 	defer left.close()
 	if err != nil {
@@ -91,7 +98,9 @@ func (p *Preserver) takeHeld(found *stores, duplicator Duplicator) (parcels []*p
 		made, err := p.held(left, u)
 		if err != nil {
 			p.Log.Err("%s: What is held for it in session %s will be lost: %v", u.Unit, u.Sessions[0], err)
-			left.unread[u.Sessions[0]] = true
+			for _, name := range u.Sessions {
+				left.unread[name] = true
+			}
 		}
 		if made != nil {
 			parcels = append(parcels, made)
@@ -209,7 +218,7 @@ func (p *Preserver) held(left *leftHeld, unit *kho.IndexUnit) (*parcel, error) {
 	if err != nil {
 		return nil, err
 	}
-	made := &parcel{unit: manifest.Unit, identity: manifest.Identity, origin: manifest.Origin}
+	made := &parcel{unit: manifest.Unit, identity: manifest.Identity, origin: manifest.Origin, unknown: manifest.Unknown}
 	for _, e := range manifest.Entries {
 		if e.Kind != kho.KindLost { // what was lost then has been reported then
 			made.items = append(made.items, left.item(e, at.session))

@@ -335,32 +335,19 @@ func (p *Preserver) complete(found *stores, packer *packer) error {
 	if err != nil {
 		return err
 	}
-	var held []*parcel
-	var rescued []string
-	if found.own != nil {
-		d, err := found.duplicator()
-		if err == nil {
-			held, rescued, err = p.takeHeld(found, d)
-		}
-		if err != nil {
-			return err
-		}
-		packer.again()
-	}
-	if done.Index.Units, err = packer.finish(found.parcels); err != nil {
+	held, rescued, err := p.takeHeld(found)
+	if err != nil {
 		return err
 	}
-	if err := p.require(done.Index.Units); err != nil {
+	packer.again()
+	if done.Index.Units, err = p.written(packer, found.parcels); err != nil {
 		closeAll(held)
 		return err
 	}
 	for _, parcel := range held {
 		packer.pack(parcel)
 	}
-	list, err := packer.finish(held)
-	if err == nil {
-		err = p.require(list)
-	}
+	list, err := p.written(packer, held)
 	if err != nil {
 		return err
 	}
@@ -374,6 +361,16 @@ func (p *Preserver) complete(found *stores, packer *packer) error {
 		done.finished, done.rescued = found.finished(), rescued
 	}
 	return nil
+}
+
+// written writes the manifests of parcels, and returns the index of their units. It fails when
+// something is lost that may not be.
+func (p *Preserver) written(packer *packer, parcels []*parcel) ([]kho.IndexUnit, error) {
+	list, err := packer.finish(parcels)
+	if err != nil {
+		return nil, err
+	}
+	return list, p.require(list)
 }
 
 // require fails when something is lost that may not be.

@@ -390,15 +390,19 @@ func TestWhatAnUpdateThatWasCalledOffHasTakenApartWaitsForPID1(t *testing.T) {
 
 func TestWhatIsHeldAndCannotBeReadIsLeftWhereItIs(t *testing.T) {
 	w := newWorld(t)
+	w.kernel.MaxFiles = 3 // so that one has a second session
 	for _, unit := range []string{"a.service", "b.service"} {
 		w.add(unit, "yes")
 		w.put(unit, "own", unit)
+	}
+	for i := range 4 {
+		w.put("a.service", fmt.Sprint("more", i), "x")
 	}
 	w.update()
 	var finished []string
 	w.kernel.Fail = func(request uint, name string, token uint64) error {
 		switch {
-		case request == session.ReqRetrieveFD && name == kho.SessionName("a.service"):
+		case request == session.ReqRetrieveFD && strings.HasPrefix(name, kho.SessionName("a.service")) && token == kho.ManifestToken:
 			return unix.EIO
 		case request == session.ReqFinish:
 			finished = append(finished, name)

@@ -264,7 +264,8 @@ const sessionLink = anonInode + "[luo_session]"
 // Sessions returns duplicates of all of the process's fds that may be
 // live-update sessions; the caller owns them and asks each for its name. The
 // link tells it unless it is too long for the kernel to be shown, above 63
-// bytes (dynamic_dname in fs/d_path.c); PID 1's dump has no path then either.
+// bytes (dynamic_dname in fs/d_path.c); PID 1's dump has no path then either. What the process
+// has closed since it was looked at is left out.
 func (d *Duplicator) Sessions() ([]*fd.FD, error) {
 	var found []*fd.FD
 	for key, numbers := range d.found {
@@ -273,6 +274,9 @@ func (d *Duplicator) Sessions() ([]*fd.FD, error) {
 		}
 		for _, number := range numbers.list {
 			f, err := d.get(number)
+			if errors.Is(err, unix.EBADF) { // as when its service was done with it meanwhile
+				continue
+			}
 			if err != nil {
 				for _, f := range found {
 					_ = f.Close()

@@ -335,3 +335,26 @@ func TestAssignKeepsTheOrder(t *testing.T) {
 		}
 	}
 }
+
+// As when a service was done with its session while the others were duplicated.
+func TestSessionsThatAreGoneByNowAreLeftOut(t *testing.T) {
+	d := duplicator(t)
+	there, gone := fdtest.Memfd(t), fdtest.Memfd(t)
+	number := func(f *fd.FD) (n int) {
+		_ = f.Do(func(raw int) error { n = raw; return nil })
+		return n
+	}
+	d.found = map[file]*numbers{
+		{link: sessionLink + " there"}: {list: []int{number(there)}},
+		{link: sessionLink + " gone"}:  {list: []int{number(gone)}},
+	}
+	_ = gone.Close()
+	sessions, err := d.Sessions()
+	if len(sessions) != 1 || err != nil {
+		t.Fatalf("Sessions: %v, %v", sessions, err)
+	}
+	if same, err := sessions[0].SameOpenFile(there); !same || err != nil {
+		t.Errorf("it is another: %v", err)
+	}
+	_ = sessions[0].Close()
+}

@@ -99,19 +99,17 @@ func (s *Server) addHeld(found map[string]*wire.Unit) {
 		f.State = wire.StateHeld
 		f.Sessions++
 	}
-	carried := map[string]int{}
-	for _, u := range index.Units {
-		if f := found[u.Unit]; f != nil {
-			f.Lost += len(u.Lost)
-			carried[u.Unit] += u.Entries
+	for _, u := range index.Totals() {
+		f := found[u.Unit]
+		if f == nil {
+			continue
 		}
-	}
-	for unit, n := range carried {
-		switch f := found[unit]; {
-		case n == 0:
+		f.Lost = u.Lost
+		switch {
+		case u.Entries == 0:
 			f.Outcome = wire.OutcomeLost
 		case f.Held == 0:
-			f.Outcome = s.Holder.outcomeOf(unit)
+			f.Outcome = s.Holder.outcomeOf(u.Unit)
 		}
 	}
 }
@@ -160,20 +158,17 @@ func (s *Server) status(conn *wire.Conn) error {
 	return conn.Send(wire.Answer{End: true}, nil)
 }
 
+// handover is what an index says of a live update in all.
 func handover(index *kho.Index) *wire.Handover {
 	h := &wire.Handover{
 		Time: index.Origin.Time, Release: index.Origin.Kernel, BootID: index.Origin.BootID,
 		DurationUS: index.Duration.Microseconds(),
 	}
-	carried := map[string]bool{}
-	for _, u := range index.Units {
+	for _, u := range index.Totals() {
 		if u.Entries > 0 {
-			carried[u.Unit] = true
+			h.Units++
 		}
-		h.Entries += u.Entries
-		h.Bytes += u.Bytes
-		h.Lost += len(u.Lost)
+		h.Entries, h.Bytes, h.Lost = h.Entries+u.Entries, h.Bytes+u.Bytes, h.Lost+u.Lost
 	}
-	h.Units = len(carried)
 	return h
 }

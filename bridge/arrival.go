@@ -112,19 +112,15 @@ const maxNamed = 10
 // neverArrived says what was lost in a sentence.
 func neverArrived(index *kho.Index) string {
 	var named []string
-	entries, units := 0, 0
-	for _, u := range index.Units {
-		if u.Entries == 0 {
-			continue
-		}
-		entries, units = entries+u.Entries, units+1
-		if len(named) < maxNamed {
+	for _, u := range index.Totals() {
+		if u.Entries > 0 && len(named) < maxNamed {
 			named = append(named, fmt.Sprintf("%s (%d)", u.Unit, u.Entries))
 		}
 	}
+	of := handover(index)
 	text := fmt.Sprintf("The live update of %s from Linux %s has not arrived in this kernel: %d fds of %d units are lost: %s",
-		began(index), index.Origin.Kernel, entries, units, strings.Join(named, ", "))
-	if more := units - len(named); more > 0 {
+		began(index), of.Release, of.Entries, of.Units, strings.Join(named, ", "))
+	if more := of.Units - len(named); more > 0 {
 		text += fmt.Sprintf(" and %d more, which the log of fdbridge-arrival.service names", more)
 	}
 	return text

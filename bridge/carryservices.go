@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/kho"
 	"github.com/fdbridge/fdbridge/session"
 	"github.com/fdbridge/fdbridge/units"
@@ -26,12 +25,9 @@ type Sessions struct {
 	index              *session.Session            // nil when there is none
 }
 
-// sessionHolder is a Duplicator, as far as it is about sessions.
-type sessionHolder interface{ Sessions() ([]*fd.FD, error) }
-
 // OpenSessions duplicates the sessions out of PID 1. The caller closes them. hasOutgoing
 // is asked what session.Device's tells, where the kernel does not tell of a session.
-func OpenSessions(kernel session.Kernel, duplicator sessionHolder, hasOutgoing func(name string) (bool, error)) (*Sessions, error) {
+func OpenSessions(kernel session.Kernel, duplicator Duplicator, hasOutgoing func(name string) (bool, error)) (*Sessions, error) {
 	found, err := duplicator.Sessions()
 	if err != nil {
 		return nil, err
@@ -55,7 +51,7 @@ func OpenSessions(kernel session.Kernel, duplicator sessionHolder, hasOutgoing f
 
 // FindSessions is OpenSessions for who does not have the device open: it is opened where
 // it has to be asked.
-func FindSessions(ctx context.Context, kernel session.Kernel, path string, duplicator sessionHolder) (*Sessions, error) {
+func FindSessions(ctx context.Context, kernel session.Kernel, path string, duplicator Duplicator) (*Sessions, error) {
 	var device *session.Device
 	found, err := OpenSessions(kernel, duplicator, func(name string) (_ bool, err error) {
 		if device == nil {

@@ -128,14 +128,11 @@ func (p *Preserved) Summary() string {
 	if p.Index == nil {
 		return "Nothing is preserved."
 	}
-	units, entries := 0, 0
-	for _, u := range p.Index.Units {
-		units, entries = units+min(len(u.Sessions), 1), entries+u.Entries
-	}
+	of := handover(p.Index)
 	if n := len(p.Index.Services); n > 0 {
-		return fmt.Sprintf("Preserved %d fds of %d units, and %d sessions of services.", entries, units, n)
+		return fmt.Sprintf("Preserved %d fds of %d units, and %d sessions of services.", of.Entries, of.Units, n)
 	}
-	return fmt.Sprintf("Preserved %d fds of %d units.", entries, units)
+	return fmt.Sprintf("Preserved %d fds of %d units.", of.Entries, of.Units)
 }
 
 // Run captures and preserves the stores. An entry that cannot be carried is

@@ -207,20 +207,12 @@ func (s *Server) carried(index *kho.Index) []wire.Carried {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	var list []wire.Carried
-	at := map[string]int{}
-	for _, u := range index.Units {
-		if u.Entries == 0 {
-			continue
-		}
-		i, seen := at[u.Unit]
-		if !seen {
-			i = len(list)
-			at[u.Unit] = i
+	for _, u := range index.Totals() {
+		if u.Entries > 0 {
 			list = append(list, wire.Carried{
-				Unit: u.Unit, Held: slices.Contains(held, u.Unit), DeliverUS: s.took[u.Unit].Microseconds(),
+				Unit: u.Unit, Entries: u.Entries, Bytes: u.Bytes, Held: slices.Contains(held, u.Unit), DeliverUS: s.took[u.Unit].Microseconds(),
 			})
 		}
-		list[i].Entries, list[i].Bytes = list[i].Entries+u.Entries, list[i].Bytes+u.Bytes
 	}
 	return list
 }

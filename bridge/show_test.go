@@ -131,7 +131,11 @@ func TestShowSaysWhatCannotBeSeen(t *testing.T) {
 // inspected returns the units of the manifests in a session.
 func inspected(socket, session string) (units []string, err error) {
 	err = wire.Inspect(socket, session, func(f *fd.FD) error {
-		m, err := kho.ReadManifest(f, "")
+		data, err := kho.Contents(f, 1<<20)
+		if err != nil {
+			return err
+		}
+		m, err := kho.ParseManifest(data)
 		if err == nil {
 			units = append(units, m.Unit)
 		}

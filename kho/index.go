@@ -77,6 +77,31 @@ func (x *Index) Encode() ([]byte, error) {
 	return data, nil
 }
 
+// Total is what an index says of a unit in all.
+type Total struct {
+	Unit    string
+	Entries int   // that are carried
+	Bytes   int64 // the sum of their sizes
+	Lost    int   // entries that are not carried
+}
+
+// Totals returns those of the units, each once, in the order of the index.
+func (x *Index) Totals() []Total {
+	var list []Total
+	at := map[string]int{}
+	for _, u := range x.Units {
+		i, seen := at[u.Unit]
+		if !seen {
+			i = len(list)
+			at[u.Unit] = i
+			list = append(list, Total{Unit: u.Unit})
+		}
+		t := &list[i]
+		t.Entries, t.Bytes, t.Lost = t.Entries+u.Entries, t.Bytes+u.Bytes, t.Lost+len(u.Lost)
+	}
+	return list
+}
+
 // Memfd returns the encoded index in a memfd, close-on-exec and fully sealed, with
 // its position at the start. The caller owns it. Errors are those of Encode and
 // the system's.

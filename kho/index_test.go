@@ -6,12 +6,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
 )
 
 func TestIndexVersion1IsWhatItWas(t *testing.T) {
@@ -129,5 +130,18 @@ func TestIndexRefusesToWriteWhatNobodyCouldRead(t *testing.T) {
 		if f, err := x.Memfd(); !errors.Is(err, ErrFormat) {
 			t.Errorf("%s: Memfd: %v, %v", name, f, err)
 		}
+	}
+}
+
+// A unit has a second part when something was held for it still.
+func TestTotalsHaveEachUnitOnce(t *testing.T) {
+	x := Index{Units: []IndexUnit{
+		{Unit: "b.service", Entries: 2, Bytes: 10, Lost: []LostEntry{{Name: "x"}}},
+		{Unit: "a.service", Lost: []LostEntry{{Name: "x"}, {Name: "y"}}},
+		{Unit: "b.service", Entries: 3, Bytes: 5, Lost: []LostEntry{{Name: "y"}}},
+	}}
+	want := []Total{{Unit: "b.service", Entries: 5, Bytes: 15, Lost: 2}, {Unit: "a.service", Lost: 2}}
+	if diff := cmp.Diff(want, x.Totals()); diff != "" {
+		t.Errorf("totals (-want +got):\n%s", diff)
 	}
 }

@@ -69,10 +69,6 @@ type Entry struct {
 // in the one named.
 func (e *Entry) SessionOf(manifest string) string { return cmp.Or(e.Session, manifest) }
 
-// Known reports whether this version knows the entry's kind. The other members of
-// an entry of unknown kind mean what they say as far as they are known.
-func (e *Entry) Known() bool { return e.Kind == KindLUO || e.Kind == KindLost }
-
 // ParseManifest reads a manifest from data. Its errors answer errors.Is for
 // ErrFormat, ErrVersion and ErrTooLarge.
 func ParseManifest(data []byte) (*Manifest, error) {
@@ -83,29 +79,20 @@ func ParseManifest(data []byte) (*Manifest, error) {
 	return m, nil
 }
 
-// ReadManifest reads the manifest of unit, or of any unit when that is empty, from
-// f, which may be unsealed (kernels before 7.1 do not carry seals), and leaves f's
-// position alone. f stays the
-// caller's. Its errors answer errors.Is for ErrFormat, ErrVersion, ErrUnit and
-// ErrTooLarge, or are the system's.
+// ReadManifest reads the manifest of unit from f, which may be unsealed (kernels before
+// 7.1 do not carry seals), and leaves f's position alone. f stays the caller's. Its errors
+// answer errors.Is for ErrFormat, ErrVersion, ErrTooLarge and, when it is that of another
+// unit, ErrUnit, or are the system's.
 func ReadManifest(f *fd.FD, unit string) (*Manifest, error) {
 	m := &Manifest{}
 	err := readMemfd(f, m, manifestFormat)
-	if err == nil && unit != "" {
-		err = m.Check(unit)
+	if err == nil && m.Unit != unit {
+		err = fmt.Errorf("%w: it says %q, not %q", ErrUnit, m.Unit, unit)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read manifest of %s: %w", cmp.Or(unit, "a unit"), err)
+		return nil, fmt.Errorf("read manifest of %s: %w", unit, err)
 	}
 	return m, nil
-}
-
-// Check returns ErrUnit when the manifest is not that of unit.
-func (m *Manifest) Check(unit string) error {
-	if m.Unit != unit {
-		return fmt.Errorf("%w: it says %q, not %q", ErrUnit, m.Unit, unit)
-	}
-	return nil
 }
 
 // Equal tells whether both say the same of a unit and its entries, but for what is Unknown.

@@ -4,11 +4,12 @@ package kho
 
 import (
 	"errors"
-	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
 )
 
 func TestServiceSessionsOfTwoNeverShareAName(t *testing.T) {

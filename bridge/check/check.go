@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/fdbridge/fdbridge/bridge"
-	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/kho"
 	"github.com/fdbridge/fdbridge/kho/image"
 	"github.com/fdbridge/fdbridge/session"
@@ -137,19 +136,12 @@ type Stores interface {
 	Version(ctx context.Context) (string, error)
 }
 
-// Duplicator duplicates fds that PID 1 holds; units.Duplicator does it.
-type Duplicator interface {
-	Dup(entries []units.Entry) ([]*units.File, []error)
-	Sessions() ([]*fd.FD, error)
-	Close() error
-}
-
 // Checker finds out what a live update would do, and changes nothing. The kernel
 // has no way to ask whether it would preserve a file but to do it, which would
 // keep the file from growing meanwhile; so files are judged by their kind.
 type Checker struct {
 	Stores     Stores
-	Duplicator func() (Duplicator, error)
+	Duplicator func() (bridge.Duplicator, error)
 	Kernel     session.Kernel // which is asked for the names of sessions
 	// State asks PID 1 for the state of a unit; units.Reader's does.
 	State    func(ctx context.Context, unit string) (units.State, error)

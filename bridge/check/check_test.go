@@ -108,7 +108,7 @@ func newChecked(t *testing.T) *checked {
 	}
 	c.Checker = &check.Checker{
 		Stores:     c.stores,
-		Duplicator: func() (check.Duplicator, error) { return units.OpenDuplicator(os.Getpid()) },
+		Duplicator: func() (bridge.Duplicator, error) { return units.OpenDuplicator(os.Getpid()) },
 		State:      func(_ context.Context, unit string) (units.State, error) { return c.states[unit], nil },
 		Excluded:   func(unit string) bool { return unit == "excluded.service" },
 		Required:   func(unit string) bool { return unit == "required.service" },
@@ -313,7 +313,7 @@ func TestCheckFindsWhatIsWrongWithTheMachine(t *testing.T) {
 				`impossible [] systemd-kexec.service does not require fdbridge-preserve.service`, cannotBeTold,
 			}},
 		"PID 1 keeps its fds": {func(c *checked) {
-			c.Duplicator = func() (check.Duplicator, error) { return nil, unix.EPERM }
+			c.Duplicator = func() (bridge.Duplicator, error) { return nil, unix.EPERM }
 		}, check.Impossible, []string{
 			`impossible [] the fds in the stores cannot be had from PID 1: operation not permitted`, cannotBeTold,
 		}},

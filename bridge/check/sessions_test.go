@@ -135,7 +135,7 @@ func withServices(t *testing.T) *checked {
 	kernel, held := updated(t, came, kho.ServiceSession("luo.service", "new"))
 	c.Kernel = kernel
 	c.Excluded = func(unit string) bool { return unit == bridge.OwnUnit }
-	c.Duplicator = func() (check.Duplicator, error) {
+	c.Duplicator = func() (bridge.Duplicator, error) {
 		d, err := units.OpenDuplicator(os.Getpid())
 		return withSessions{d, t, held[:len(held)-1]}, err
 	}

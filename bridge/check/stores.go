@@ -112,7 +112,7 @@ func notKept(s *units.Store) Problem {
 // looking is what the judgement of a store takes.
 type looking struct {
 	found      *Result
-	duplicator Duplicator
+	duplicator bridge.Duplicator
 	sessions   *bridge.Sessions
 	seen       map[inode]bool // what is in several stores takes its memory once
 	carries    bool           // PID 1 carries stores, and sessions in them

@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"github.com/fdbridge/fdbridge/bridge"
 	"github.com/fdbridge/fdbridge/bridge/check"
 	"github.com/fdbridge/fdbridge/bridge/config"
 	"github.com/fdbridge/fdbridge/kho"
@@ -51,7 +52,7 @@ func thisChecker() *check.Checker {
 	reader := &units.Reader{Socket: units.PrivateSocket}
 	return &check.Checker{
 		Stores:     reader,
-		Duplicator: func() (check.Duplicator, error) { return units.OpenDuplicator(1) },
+		Duplicator: func() (bridge.Duplicator, error) { return units.OpenDuplicator(1) },
 		Kernel:     session.System{},
 		State:      reader.State,
 		Excluded:   rules.Excluded,

@@ -5,12 +5,10 @@ package bridge
 import (
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
+	"github.com/fdbridge/fdbridge/kho"
 	"github.com/fdbridge/fdbridge/units/notify"
 	"github.com/fdbridge/fdbridge/units/unitfile"
 )
@@ -23,6 +21,7 @@ func (h *Holder) Assign(unit, to string) error {
 	h.mu.Lock()
 	_, before := h.assigned[unit]
 	delete(h.assigned, unit)
+	h.mu.Unlock() // PID 1 may be busy
 	var err error
 	if before {
 		err = h.Keeper.Remove(assignedName(unit))
@@ -30,9 +29,8 @@ func (h *Holder) Assign(unit, to string) error {
 	if err == nil {
 		err = mark(h.Keeper, assignedName(unit), unit+" "+to)
 	}
-	h.mu.Unlock()
 	if err == nil {
-		err = h.Keeper.Barrier() // without the lock: PID 1 may be busy
+		err = h.Keeper.Barrier()
 	}
 	if err != nil {
 		return fmt.Errorf("note who is to have what is held for %s: %w", unit, err)
@@ -62,17 +60,8 @@ const maxAssigned = 1 << 10
 // adoptAssigned reads the mark of an assignment, whose file stays the caller's;
 // false when it is none.
 func (h *Holder) adoptAssigned(p notify.Passed) bool {
-	var says string
-	err := p.FD.Do(func(raw int) error {
-		buffer := make([]byte, maxAssigned)
-		n, err := unix.Pread(raw, buffer, 0)
-		if err != nil {
-			return os.NewSyscallError("pread", err)
-		}
-		says = string(buffer[:n])
-		return nil
-	})
-	unit, to, _ := strings.Cut(says, " ")
+	says, err := kho.Contents(p.FD, maxAssigned)
+	unit, to, _ := strings.Cut(string(says), " ")
 	if err != nil || assignedName(unit) != p.Name || !unitfile.ValidName(to) {
 		return false
 	}

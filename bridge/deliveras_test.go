@@ -54,6 +54,20 @@ func TestAnAdministratorDecidesWhoGetsWhatIsHeld(t *testing.T) {
 	}
 }
 
+func TestADecisionIsWithPID1WhenItIsAnswered(t *testing.T) {
+	w, d := held(t, nil)
+	d.stop()
+	own := &queue{keeper: keeper{m: w.manager, unit: bridge.OwnUnit}}
+	d = w.start(t.Context(), d.socket, own)
+	w.add("b.service", "yes")
+	w.deliverAs(d, "b.service")
+	d.stop()
+	own.drop() // as when it was killed
+	if to := asOf(t, w.daemon()); to != "b.service" {
+		t.Errorf("it is for %q, want b.service", to)
+	}
+}
+
 // asOf returns whom list says that what is held for a.service was given to.
 func asOf(t *testing.T, d *daemon) (as string) {
 	t.Helper()

@@ -149,6 +149,7 @@ func (h *Holder) hold(a address, f *fd.FD) error {
 		return err
 	}
 	h.kept[name] = f
+	h.keptSent++
 	return nil
 }
 

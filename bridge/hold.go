@@ -19,10 +19,13 @@ import (
 	"github.com/fdbridge/fdbridge/units/notify"
 )
 
-// Keeper is the fd store of fdbridged's own unit; notify.Socket is the way to it.
+// Keeper is an fd store; notify.Socket is the way to it, and notify.Backlog for a Holder, whose
+// lock others wait for: its Remove does not wait for PID 1. Store does not keep the
+// descriptor that it is given.
 type Keeper interface {
 	Store(name string, f *fd.FD) error
 	Remove(name string) error
+	Flush() error
 	Barrier() error
 }
 
@@ -54,6 +57,8 @@ type Holder struct {
 	bundled  map[string]string  // of sessions in bundles that are not finished: the bundles' names in the store
 	unopened map[string]bool    // the bundles that cannot be opened
 	kept     map[string]*fd.FD  // by their names in the store
+	keptSent int                // how many of them were sent to PID 1
+	keptRead int                // and how many of these it is known to have read
 	held     []*holding         // in the order of the index
 	opened   map[string]*opened // by the kernel's name of the session
 	doneWith map[string]string  // the unit of sessions that it is done with, and may have open, by the kernel's name
@@ -212,7 +217,8 @@ func (h *Holder) descriptor(name string) *fd.FD {
 // unit. It does not wait until PID 1 has the mark: what the delivery stores is
 // behind it in PID 1's queue, and PID 1 heeds what its main processes have sent
 // before they died (sd_notify(3); src/core/manager.h, systemd 257: messages have
-// a higher priority than the death of children). Whoever calls it has the unit's
+// a higher priority than the death of children). Were it lost nevertheless, the next
+// delivery would be refused as one to a unit that has run. Whoever calls it has the unit's
 // turn.
 func (h *Holder) begin(p *holding, invocation string) error {
 	hash := markHash(p.manifest())

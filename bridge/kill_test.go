@@ -15,6 +15,7 @@ import (
 
 	"github.com/fdbridge/fdbridge/bridge"
 	"github.com/fdbridge/fdbridge/internal/fd"
+	"github.com/fdbridge/fdbridge/session"
 )
 
 // Whatever fdbridged does last, the deliveries come to their end with the next.
@@ -38,6 +39,29 @@ func TestFdbridgedIsKilledAtEachStep(t *testing.T) {
 			})
 		})
 	}
+}
+
+// What fdbridged has sent to PID 1 and not waited for is lost with it, at worst.
+func TestFdbridgedIsKilledBeforePID1HasReadAll(t *testing.T) {
+	eachOrder(t, func(t *testing.T, make func(w *world) []string) {
+		u := update(t, make)
+		own := &queue{keeper: keeper{m: u.manager, unit: bridge.OwnUnit}}
+		socket := filepath.Join(t.TempDir(), "socket")
+		u.kernel.Fail = func(request uint, name string, _ uint64) error {
+			if request == session.ReqFinish && own.keeps() {
+				t.Errorf("%s is finished before PID 1 has what is kept of it", name)
+			}
+			return nil
+		}
+		for _, unit := range u.units {
+			d := u.start(u.t.Context(), socket, own)
+			n, err := u.deliver(socket, unit)
+			result{n, err}.check(t, unit, len(u.want[unit]))
+			d.stop()
+			own.drop()
+		}
+		u.check(t, u.start(u.t.Context(), socket, own.keeper))
+	})
 }
 
 func (u *updated) killFdbridged(t *testing.T, steps int) (reached bool) {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -353,13 +354,9 @@ func (m *manager) above(f *fd.FD) (*fd.FD, error) {
 type keeper struct {
 	m    *manager
 	unit string
-	err  error
 }
 
 func (k keeper) Store(name string, f *fd.FD) error {
-	if k.err != nil {
-		return k.err
-	}
 	k.m.mu.Lock()
 	defer k.m.mu.Unlock()
 	dup, err := k.m.above(f)
@@ -389,50 +386,75 @@ func (k keeper) Remove(name string) error {
 		}
 		return e.Name == name
 	})
-	return k.err
+	return nil
 }
 
-func (k keeper) Barrier() error { return k.err }
+func (k keeper) Flush() error { return nil }
+
+func (k keeper) Barrier() error { return nil }
+
+func (k keeper) ExtendTimeout(time.Duration) error { return nil }
 
 // queue is a keeper whose messages PID 1 reads when it is waited for.
 type queue struct {
 	keeper
+	mu     sync.Mutex
 	unread []func() error
-	files  []*fd.FD // that come with them
+	files  []notify.Passed // that come with them
 }
 
 func (q *queue) Store(name string, f *fd.FD) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	dup, err := f.Dup()
 	if err != nil {
 		return err
 	}
-	q.files = append(q.files, dup)
+	q.files = append(q.files, notify.Passed{Name: name, FD: dup})
 	q.unread = append(q.unread, func() error { return q.keeper.Store(name, dup) })
-	return q.err
+	return nil
 }
 
 func (q *queue) Remove(name string) error {
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	q.unread = append(q.unread, func() error { return q.keeper.Remove(name) })
-	return q.err
+	return nil
 }
 
 func (q *queue) Barrier() (err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
 	for _, read := range q.unread {
 		err = errors.Join(err, read())
 	}
-	q.drop()
-	return errors.Join(err, q.keeper.Barrier())
+	q.forget()
+	return err
+}
+
+// Flush has PID 1 read what is on its way to it.
+func (q *queue) Flush() error { return q.Barrier() }
+
+// keeps tells whether PID 1 has not read that a file is to be kept.
+func (q *queue) keeps() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return slices.ContainsFunc(q.files, func(p notify.Passed) bool { return strings.HasPrefix(p.Name, "f-") })
 }
 
 // drop throws away what is not read.
 func (q *queue) drop() {
-	for _, f := range q.files {
-		_ = f.Close()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.forget()
+}
+
+func (q *queue) forget() {
+	for _, p := range q.files {
+		_ = p.FD.Close()
 	}
 	q.files, q.unread = nil, nil
 }
-
-func (k keeper) ExtendTimeout(time.Duration) error { return k.err }
 
 // put stores a memfd with the given contents in a unit's store.
 func (m *manager) put(name, entry, contents string) {

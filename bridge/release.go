@@ -3,6 +3,7 @@
 package bridge
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -33,7 +34,17 @@ func (h *Holder) release(p *holding) error {
 	if h.at(p.manifest()) == nil {
 		return nil // it was released while this one waited
 	}
-	leave := h.keepNeeded(p)
+	if err := h.letGo(p, h.keepNeeded(p)); err != nil {
+		return err
+	}
+	if err := h.Keeper.Flush(); err != nil { // without the lock: PID 1 may be busy
+		h.Remains(err)
+	}
+	return nil
+}
+
+// letGo is release when what others need is kept; leave is what keepNeeded returns.
+func (h *Holder) letGo(p *holding, leave map[string]error) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	held := h.held
@@ -57,7 +68,14 @@ func (h *Holder) release(p *holding) error {
 	return nil
 }
 
-// remains reports what could not be removed from fdbridged's store.
+// Remains reports what could not be removed from fdbridged's store.
+func (h *Holder) Remains(failed ...error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.remains(failed...)
+}
+
+// remains is Remains for who has h.mu.
 func (h *Holder) remains(failed ...error) {
 	if err := errors.Join(failed...); err != nil {
 		h.problem(journal.About{}, "Something that is not needed any more cannot be removed from fdbridged's store: %v", err)
@@ -70,34 +88,33 @@ func (h *Holder) remains(failed ...error) {
 func (h *Holder) keepNeeded(p *holding) (leave map[string]error) {
 	h.mu.Lock()
 	leave = map[string]error{}
-	var kept []string
 	for _, name := range p.Sessions {
-		if h.sessions[name] == nil {
-			continue
-		}
-		n, err := h.keep(name, h.users(name, p))
-		if leave[name] = err; n > 0 {
-			kept = append(kept, name)
+		if h.sessions[name] != nil {
+			leave[name] = h.keep(name, h.users(name, p))
 		}
 	}
+	sent, read := h.keptSent, h.keptRead
 	h.mu.Unlock()
-	if len(kept) == 0 {
+	if read == sent {
 		return leave
 	}
-	if err := h.Keeper.Barrier(); err != nil { // without the lock: PID 1 may be busy
-		for _, name := range kept {
-			leave[name] = err
-		}
+	err := h.Keeper.Barrier() // without the lock: PID 1 may be busy
+	if err == nil {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		h.keptRead = sent
+	}
+	for name := range leave {
+		leave[name] = cmp.Or(leave[name], err)
 	}
 	return leave
 }
 
-// keep keeps the files of a session that users need, and returns how many that
-// were not kept before.
-func (h *Holder) keep(name string, users []*holding) (n int, err error) {
+// keep keeps the files of a session that users need.
+func (h *Holder) keep(name string, users []*holding) error {
 	needs, err := h.neededBy(name, users)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	for a := range needs {
 		if h.kept[keptName(a)] != nil {
@@ -109,11 +126,10 @@ func (h *Holder) keep(name string, users []*holding) (n int, err error) {
 		}
 		if err != nil {
 			_ = f.Close()
-			return n, fmt.Errorf("another unit needs %v: %w", a, err)
+			return fmt.Errorf("another unit needs %v: %w", a, err)
 		}
-		n++
 	}
-	return n, nil
+	return nil
 }
 
 // finish ends a session, of which nothing is needed any more.

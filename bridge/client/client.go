@@ -41,7 +41,8 @@ import (
 )
 
 // answerTimeout bounds each wait for an answer; fdbridged has one, or says why
-// not, within 50 seconds.
+// not, within 50 seconds, and within notify.Patience for what the service manager has
+// to take in.
 const answerTimeout = 60 * time.Second
 
 var (
@@ -61,7 +62,8 @@ var (
 // (wire.MaxSessions), one of that name that came and is not done with, or a machine
 // without live update. Other errors are those of the socket. It waits for a minute
 // and a fdbridged that is started again, or until ctx ends; where there is none in this
-// boot, not at all.
+// boot, not at all. A service manager that starts very many units reads nothing for longer
+// than that: after os.ErrDeadlineExceeded Open, and Done, can be called again.
 func Open(ctx context.Context, name string) (*session.Session, error) {
 	return ask(ctx, wire.SessionsPath, wire.OpOpenSession, name)
 }

@@ -127,8 +127,8 @@ func run(ctx context.Context, server *bridge.Server, pinner *bridge.Pinner, sock
 }
 
 func newHolder(socket *notify.Socket, reader *units.Reader, log *journal.Log) *bridge.Holder {
-	return &bridge.Holder{
-		Kernel: session.System{}, Device: session.Path, Keeper: socket,
+	holder := &bridge.Holder{
+		Kernel: session.System{}, Device: session.Path,
 		Rescued: func(ctx context.Context) ([]notify.Passed, func() error, error) {
 			if err := preserveEnded(ctx, reader); err != nil {
 				log.Warning("Services may find that what they have stored cannot be changed yet: %v", err)
@@ -137,6 +137,8 @@ func newHolder(socket *notify.Socket, reader *units.Reader, log *journal.Log) *b
 		},
 		Log: log,
 	}
+	holder.Keeper = &notify.Backlog{Socket: socket, Failed: func(err error) { holder.Remains(err) }}
+	return holder
 }
 
 // endTimeout bounds how long a preserve service that ends is waited for, by others and by itself.

@@ -68,20 +68,21 @@ func Open(addr string, wait time.Duration) (*Socket, error) {
 
 // Close closes the socket. The service manager looks at the sender's process when it
 // reads a message, so a process that ends right after its last one calls Barrier
-// first, unless the service manager reads it before it notices the end: see package
-// bridge/deliver.
+// first.
 func (s *Socket) Close() error { return s.sock.Close() }
 
 // Ready says that the service has started, with a status line for people.
-func (s *Socket) Ready(status string) error { return s.send("READY=1\nSTATUS="+oneLine(status), nil) }
+func (s *Socket) Ready(status string) error {
+	return s.send("READY=1\nSTATUS="+oneLine(status), nil, 0)
+}
 
 // Status tells people what the service is about.
-func (s *Socket) Status(status string) error { return s.send("STATUS="+oneLine(status), nil) }
+func (s *Socket) Status(status string) error { return s.send("STATUS="+oneLine(status), nil, 0) }
 
 // ExtendTimeout asks the service manager to wait for this long from now on, in
 // place of TimeoutStartSec= while the unit starts. It never shortens the wait.
 func (s *Socket) ExtendTimeout(wait time.Duration) error {
-	return s.send(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", wait.Microseconds()), nil)
+	return s.send(fmt.Sprintf("EXTEND_TIMEOUT_USEC=%d", wait.Microseconds()), nil, 0)
 }
 
 // Store puts a duplicate of f into the unit's fd store, in front of what is
@@ -93,20 +94,25 @@ func (s *Socket) Store(name string, f *fd.FD) error {
 	if !ValidName(name) {
 		return fmt.Errorf("store an fd as %q: %w", name, ErrName)
 	}
-	return s.send("FDSTORE=1\nFDPOLL=0\nFDNAME="+name, f)
+	return s.send("FDSTORE=1\nFDPOLL=0\nFDNAME="+name, f, 0)
 }
 
 // StoreUnnamed is Store without a name; the service manager calls the fd
 // "stored".
-func (s *Socket) StoreUnnamed(f *fd.FD) error { return s.send("FDSTORE=1\nFDPOLL=0", f) }
+func (s *Socket) StoreUnnamed(f *fd.FD) error { return s.send("FDSTORE=1\nFDPOLL=0", f, 0) }
 
 // Remove takes all fds of that name out of the unit's fd store.
-func (s *Socket) Remove(name string) error {
+func (s *Socket) Remove(name string) error { return s.remove(name, 0) }
+
+func (s *Socket) remove(name string, flags int) error {
 	if !ValidName(name) {
 		return fmt.Errorf("remove the fd %q: %w", name, ErrName)
 	}
-	return s.send("FDSTOREREMOVE=1\nFDNAME="+name, nil)
+	return s.send("FDSTOREREMOVE=1\nFDNAME="+name, nil, flags)
 }
+
+// Flush is that of Backlog: nothing waits in this process.
+func (s *Socket) Flush() error { return nil }
 
 // Barrier returns when the service manager has read all messages sent before,
 // or ErrBarrier when it takes longer than a message may wait.
@@ -117,7 +123,7 @@ func (s *Socket) Barrier() error {
 	}
 	read, write := fd.New(pipe[0]), fd.New(pipe[1])
 	defer read.Close()
-	err := s.send("BARRIER=1", write)
+	err := s.send("BARRIER=1", write, 0)
 	_ = write.Close()
 	if err != nil {
 		return err
@@ -143,13 +149,13 @@ func waitHangup(raw int, wait time.Duration) error {
 	}
 }
 
-// send sends one message, with a descriptor if f is not nil.
-func (s *Socket) send(message string, f *fd.FD) error {
+// send sends one message, with a descriptor if f is not nil, and with flags of sendmsg(2).
+func (s *Socket) send(message string, f *fd.FD, flags int) error {
 	err := s.sock.Do(func(raw int) error {
 		if f == nil {
-			return sendmsg(raw, message, nil)
+			return sendmsg(raw, message, nil, flags)
 		}
-		return f.Do(func(carried int) error { return sendmsg(raw, message, unix.UnixRights(carried)) })
+		return f.Do(func(carried int) error { return sendmsg(raw, message, unix.UnixRights(carried), flags) })
 	})
 	if err != nil {
 		what, _, _ := strings.Cut(message, "\n")
@@ -158,9 +164,9 @@ func (s *Socket) send(message string, f *fd.FD) error {
 	return nil
 }
 
-func sendmsg(raw int, message string, oob []byte) error {
+func sendmsg(raw int, message string, oob []byte, flags int) error {
 	for {
-		err := unix.Sendmsg(raw, []byte(message), oob, nil, unix.MSG_NOSIGNAL)
+		err := unix.Sendmsg(raw, []byte(message), oob, nil, unix.MSG_NOSIGNAL|flags)
 		if !errors.Is(err, unix.EINTR) {
 			return os.NewSyscallError("sendmsg", err)
 		}

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -537,7 +538,7 @@ func TestAStoreThatCannotBeReadAgainIsLostByName(t *testing.T) {
 func TestWhatWasPreservedInTimeIsCarried(t *testing.T) {
 	w := newWorld(t)
 	all := 0
-	for i := range 50 {
+	for i := range 50 + runtime.GOMAXPROCS(0) { // which all capture side by side
 		unit := fmt.Sprintf("u%d.service", i)
 		w.add(unit, "yes")
 		w.put(unit, "x", "X")

@@ -3,15 +3,14 @@
 package units
 
 import (
+	"encoding/binary"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/fdbridge/fdbridge/units/bulk/bulktest"
 )
@@ -165,21 +164,31 @@ func TestLostEventsLeaveNoUnitIdle(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.start("a.service", "a")
-	text, err := os.ReadFile("/proc/sys/fs/inotify/max_queued_events")
-	if err != nil {
-		t.Fatal(err)
-	}
-	max, err := strconv.Atoi(strings.TrimSpace(string(text)))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for n := range max + 1 {
-		s.start(fmt.Sprintf("other%d.service", n%2), "a")
-	}
+	overflow := unix.InotifyEvent{Wd: -1, Mask: unix.IN_Q_OVERFLOW}
+	idle.watch.File = says(t, idle.watch.File, overflow)
 	if first, err := idle.First("a.service", "a"); first || err != nil {
 		t.Errorf("First: %v, %v", first, err)
 	}
 	if err := idle.Close(); err != nil {
 		t.Error(err)
 	}
+}
+
+// says returns a file with what is in another, and one more event.
+func says(t *testing.T, watch *os.File, event unix.InotifyEvent) *os.File {
+	t.Helper()
+	var pipe [2]int
+	if err := unix.Pipe2(pipe[:], unix.O_CLOEXEC|unix.O_NONBLOCK); err != nil {
+		t.Fatal(err)
+	}
+	r, w := os.NewFile(uintptr(pipe[0]), "read"), os.NewFile(uintptr(pipe[1]), "write")
+	buffer := make([]byte, 64<<10)
+	n, err := watch.Read(buffer)
+	if err == nil {
+		_, err = w.Write(buffer[:n])
+	}
+	if err = errors.Join(err, watch.Close(), binary.Write(w, binary.NativeEndian, event), w.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return r
 }

@@ -63,7 +63,7 @@ func (i *inotify) drain(each func(e inotifyEvent)) error {
 			n, failed = unix.Read(int(raw), buffer)
 			return true
 		})
-		if errors.Is(failed, unix.EAGAIN) {
+		if errors.Is(failed, unix.EAGAIN) || failed == nil && n == 0 {
 			return nil
 		}
 		if err = errors.Join(err, os.NewSyscallError("read", failed)); err != nil {

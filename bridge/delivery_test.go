@@ -20,6 +20,7 @@ import (
 	"github.com/fdbridge/fdbridge/bridge/deliver"
 	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/internal/fd"
+	"github.com/fdbridge/fdbridge/kho"
 	"github.com/fdbridge/fdbridge/session"
 	"github.com/fdbridge/fdbridge/units/notify"
 )
@@ -420,5 +421,35 @@ func TestWhatCannotBeRestoredIsLostByNameAndTheRestDelivered(t *testing.T) {
 	}
 	if held := d.holder.Units(); len(held) > 0 {
 		t.Errorf("still held: %v", held)
+	}
+}
+
+// So many, and with such names, that not all fit into what fdbridged is told.
+func TestWhatIsLostIsCountedWhenItIsTooMuchToBeNamed(t *testing.T) {
+	w := newWorld(t)
+	w.add("a.service", "yes")
+	const files = 40
+	for i := range files {
+		w.put("a.service", fmt.Sprintf("%d%s", i, strings.Repeat("<", 250)), "x")
+	}
+	w.kexec(w.preserve())
+	var retrieved int
+	w.kernel.Fail = func(request uint, _ string, token uint64) error {
+		if request == session.ReqRetrieveFD && token != kho.ManifestToken {
+			if retrieved++; retrieved > 1 {
+				return unix.EIO
+			}
+		}
+		return nil
+	}
+	d := w.daemon()
+	n, err := w.deliver(d.socket, "a.service")
+	result{n, err}.check(t, "a.service", 1)
+	const more = files - 1 - wire.MaxFailed
+	if says := fmt.Sprintf("a.service: %d more fds of session fdbridge.a.service are lost", more); !strings.Contains(w.logged(), says) {
+		t.Errorf("the log does not say %q:\n%s", says, w.logged())
+	}
+	if held := d.holder.Held("a.service"); len(held) > 0 || len(d.holder.Problems()) != wire.MaxFailed+1 {
+		t.Errorf("held: %v; there are %d problems", held, len(d.holder.Problems()))
 	}
 }

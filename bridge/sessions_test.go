@@ -23,6 +23,7 @@ import (
 	"github.com/fdbridge/fdbridge/kho"
 	"github.com/fdbridge/fdbridge/session"
 	"github.com/fdbridge/fdbridge/units"
+	"github.com/fdbridge/fdbridge/units/notify"
 )
 
 // services returns where the daemon listens for services, from now on.
@@ -504,5 +505,42 @@ func TestFdbridgedIsKilledWhileASessionIsOpened(t *testing.T) {
 		if end.step() {
 			return // it came to its end
 		}
+	}
+}
+
+// What was stored beside the sessions is another's.
+func TestASessionWhoseOwnerIsNotCertainIsGivenToNobody(t *testing.T) {
+	w := vm(t)
+	w.gets(w.daemon().services(), "other.service", wire.OpOpenSession, "guest")
+	w.last.stop()
+	var labels []*notify.Passed
+	own := w.units[bridge.OwnUnit].store
+	for i := range own {
+		if strings.HasPrefix(own[i].Name, "l-") {
+			labels = append(labels, &own[i])
+		}
+	}
+	if len(labels) != 2 {
+		t.Fatalf("fdbridged's store has %q", w.names(bridge.OwnUnit))
+	}
+	labels[0].FD, labels[1].FD = labels[1].FD, labels[0].FD
+	before := w.names(bridge.OwnUnit)
+	d := w.daemon()
+	path := d.services()
+	for _, unit := range []string{"vm.service", "other.service"} {
+		w.notServed(path, unit, wire.OpOpenSession, "guest", "the unit has a session of this name already")
+	}
+	if p := strings.Join(d.holder.Problems(), "\n"); strings.Count(p, "Whose the session") != 2 {
+		t.Errorf("problems: %s", p)
+	}
+	if diff := cmp.Diff(before, w.names(bridge.OwnUnit)); diff != "" {
+		t.Errorf("fdbridged's store (-want +got):\n%s", diff)
+	}
+	// The kernel knows which is which: they are carried, and given to whom they belong then.
+	w.kexec(w.preserve())
+	path = w.daemon().services()
+	holds(t, w.gets(path, "vm.service", wire.OpClaimSession, "guest"), 77, "memory")
+	if _, err := w.gets(path, "other.service", wire.OpClaimSession, "guest").RetrieveFD(77); !errors.Is(err, session.ErrNoToken) {
+		t.Errorf("other.service has got a file: %v", err)
 	}
 }

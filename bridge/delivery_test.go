@@ -424,6 +424,42 @@ func TestWhatCannotBeRestoredIsLostByNameAndTheRestDelivered(t *testing.T) {
 	}
 }
 
+// full is a store that has no room for what has such a name.
+type full struct {
+	keeper
+	prefix string
+}
+
+func (f full) Store(name string, file *fd.FD) error {
+	if strings.HasPrefix(name, f.prefix) {
+		return unix.EAGAIN
+	}
+	return f.keeper.Store(name, file)
+}
+
+// The session that has the file is not finished then.
+func TestWhatCannotBeKeptForAnotherUnitStaysWhereItIs(t *testing.T) {
+	for _, name := range []string{"a file that two units have", "more units than there are sessions"} {
+		t.Run(name, func(t *testing.T) {
+			u := update(t, stores[name])
+			own := keeper{m: u.manager, unit: bridge.OwnUnit}
+			d := u.start(u.t.Context(), filepath.Join(t.TempDir(), "socket"), full{own, "f-"})
+			for i, unit := range u.units {
+				if i == len(u.units)-1 {
+					if !strings.Contains(u.logged(), "another unit needs") {
+						t.Errorf("the log does not say why a session is not finished:\n%s", u.logged())
+					}
+					d.stop()
+					d = u.start(u.t.Context(), d.socket, own)
+				}
+				n, err := u.deliver(d.socket, unit)
+				result{n, err}.check(t, unit, len(u.want[unit]))
+			}
+			u.check(t, d)
+		})
+	}
+}
+
 // So many, and with such names, that not all fit into what fdbridged is told.
 func TestWhatIsLostIsCountedWhenItIsTooMuchToBeNamed(t *testing.T) {
 	w := newWorld(t)

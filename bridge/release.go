@@ -64,7 +64,7 @@ func (h *Holder) letGo(p *holding, leave map[string]error) error {
 		}
 		h.done[doneName(p.manifest())] = true
 	}
-	h.remains(h.unmark(markHash(p.manifest())), h.discard(p.Sessions), h.unassign())
+	h.remains(h.unmark(markHash(p.manifest())), h.discard(p.Sessions), h.unmarkDone(), h.unassign())
 	return nil
 }
 
@@ -188,7 +188,7 @@ func (h *Holder) discard(sessions []string) (failed error) {
 
 // unmarkDone removes the marks of parcels whose manifests cannot be had any more.
 func (h *Holder) unmarkDone() (failed error) {
-	if h.twice {
+	if h.twice || len(h.done) == 0 {
 		return nil
 	}
 	for i := range h.index.Units {

@@ -435,6 +435,33 @@ func TestAUnitGetsTheRestWhenASessionThatItSharesIsMissing(t *testing.T) {
 	}
 }
 
+// The one may come with the next fdbridged, whatever has become of the other.
+func TestAUnitThatMissesTwoSessionsWaitsForTheOneThatMayCome(t *testing.T) {
+	for _, order := range [][2]error{{unix.EMFILE, unix.ENOENT}, {unix.ENOENT, unix.EMFILE}} {
+		w := newWorld(t)
+		w.kernel.MaxFiles = 3
+		w.add("a.service", "yes")
+		for i := range 8 {
+			w.put("a.service", fmt.Sprint("n", i), "x")
+		}
+		w.kexec(w.preserve())
+		sessions := w.recorded.Units[0].Sessions
+		if len(sessions) < 3 {
+			t.Fatalf("its sessions are %q", sessions)
+		}
+		w.kernel.Fail = func(request uint, name string, _ uint64) error {
+			if i := slices.Index(sessions, name); request == session.ReqRetrieveSession && (i == 1 || i == 2) {
+				return order[i-1]
+			}
+			return nil
+		}
+		d := w.daemon()
+		if n, err := w.deliver(d.socket, "a.service"); n != 0 || err == nil || len(d.holder.Held("a.service")) != 1 {
+			t.Errorf("deliver: %d, %v; held: %v", n, err, d.holder.Held("a.service"))
+		}
+	}
+}
+
 func TestWithoutTheDeviceNothingIsPreservedAndItIsSaid(t *testing.T) {
 	for name, test := range map[string]struct{ open, want error }{
 		"no device":  {unix.ENOENT, session.ErrNoDevice},

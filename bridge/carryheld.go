@@ -80,6 +80,9 @@ func (p *Preserver) takeHeld(found *stores) (parcels []*parcel, rescued []string
 		err = fmt.Errorf("not all that is held for units can be taken over: %w", err)
 	}
 	index, failed := left.index()
+	if index == nil && failed == nil && has(found.own, indexName) {
+		failed = errors.New("the index is not where it was stored")
+	}
 	if failed != nil {
 		err = errors.Join(err, fmt.Errorf("it is not known what is held for which unit: %w", failed))
 	}

@@ -25,9 +25,9 @@ const (
 	// waitTimeout is more than all of that and queueTimeout together.
 	waitTimeout = queueTimeout + 4*grantTimeout
 	// deliveryTimeout bounds a delivery, in which the client takes the files out of the
-	// session and waits until PID 1 has room for them: ten minutes at most for
-	// one. A delivery that takes longer is broken off.
-	deliveryTimeout = 15 * time.Minute
+	// session, waits until PID 1 has room for them, and then until it has taken them in:
+	// ten minutes at most each. A delivery that takes longer is broken off.
+	deliveryTimeout = 25 * time.Minute
 )
 
 // deliver hands the peer's unit the parcel that is held for it, and lets go of
@@ -276,7 +276,7 @@ func (s *Server) settle(p *holding, unit string, delivered *wire.Request) error 
 // takeBack holds on to a parcel of which nothing could be delivered.
 func (s *Server) takeBack(p *holding, unit, reason string) error {
 	s.Holder.Problem(journal.About{Kind: journal.Held, Unit: unit, Session: p.Sessions[0]}, "%s: %s; session %s is held on", unit, reason, p.Sessions[0])
-	return s.Holder.ended(p)
+	return errors.Join(s.Holder.ended(p), s.Holder.Keeper.Flush())
 }
 
 // delivered settles a delivery that another fdbridged has begun.

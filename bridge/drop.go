@@ -43,6 +43,9 @@ func (s *Server) dropUnit(ctx context.Context, unit string) error {
 func (s *Server) dropSessions(unit string) bool {
 	n := s.Holder.dropServices(unit)
 	if n > 0 {
+		if err := s.Holder.Keeper.Barrier(); err != nil { // or the next fdbridged might have them again
+			s.Holder.Remains(err)
+		}
 		s.Log.InfoOf(journal.About{Kind: journal.Dropped, Unit: unit}, "%s: Dropped %d sessions of its own.", unit, n)
 	}
 	return n > 0

@@ -20,8 +20,9 @@ import (
 )
 
 // Keeper is an fd store; notify.Socket is the way to it, and notify.Backlog for a Holder, whose
-// lock others wait for: its Remove does not wait for PID 1. Store does not keep the
-// descriptor that it is given.
+// lock others wait for: its Remove does not wait for PID 1. Store does, with the lock, for
+// what is seldom stored while units start: sessions, and files that several units have. It
+// does not keep the descriptor that it is given.
 type Keeper interface {
 	Store(name string, f *fd.FD) error
 	Remove(name string) error
@@ -215,11 +216,9 @@ func (h *Holder) descriptor(name string) *fd.FD {
 
 // begin marks that a delivery of a parcel begins, in this invocation of its
 // unit. It does not wait until PID 1 has the mark: what the delivery stores is
-// behind it in PID 1's queue, and PID 1 heeds what its main processes have sent
-// before they died (sd_notify(3); src/core/manager.h, systemd 257: messages have
-// a higher priority than the death of children). Were it lost nevertheless, the next
-// delivery would be refused as one to a unit that has run. Whoever calls it has the unit's
-// turn.
+// behind it in PID 1's queue. Were it lost, as what a process has sent right before its
+// end can be, the next delivery would be refused as one to a unit that has run. Whoever
+// calls it has the unit's turn.
 func (h *Holder) begin(p *holding, invocation string) error {
 	hash := markHash(p.manifest())
 	before := h.begunIn(p)

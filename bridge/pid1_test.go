@@ -49,6 +49,8 @@ type manager struct {
 	emptyErr error
 	// blind is why its fds cannot be duplicated when it is not nil.
 	blind error
+	// closed says that it has no sessions any more where they were.
+	closed bool
 	// changed is called before each duplication, to change a store then.
 	changed func()
 	// ahead are the files that were duplicated ahead, by unit.
@@ -326,6 +328,9 @@ func (d duplicator) Dup(entries []units.Entry) ([]*units.File, []error) {
 }
 
 func (d duplicator) Sessions() ([]*fd.FD, error) {
+	if d.m.closed {
+		return nil, nil
+	}
 	var list []*fd.FD
 	for unit := range d.m.units {
 		for _, p := range d.m.passed(unit) {
@@ -431,9 +436,6 @@ func (q *queue) Barrier() (err error) {
 	q.forget()
 	return err
 }
-
-// Flush has PID 1 read what is on its way to it.
-func (q *queue) Flush() error { return q.Barrier() }
 
 // keeps tells whether PID 1 has not read that a file is to be kept.
 func (q *queue) keeps() bool {

@@ -523,3 +523,27 @@ func TestWhatIsHeldHasRoomWithOthersWhenThereAreNoMoreSessions(t *testing.T) {
 		}
 	}
 }
+
+// As when PID 1 has executed itself anew since it was looked at, and has other numbers.
+func TestAnIndexThatIsNotWhereItWasStoredIsNotTakenForNone(t *testing.T) {
+	for _, required := range []bool{true, false} {
+		w := newWorld(t)
+		w.add("a.service", "yes")
+		w.put("a.service", "x", "X")
+		w.update()
+		w.closed = true
+		p := w.preserver()
+		p.Partly = !required
+		const says = "the index is not where it was stored"
+		preserved, err := p.Run(t.Context())
+		if preserved != nil {
+			_ = preserved.Close()
+		}
+		if required != errors.Is(err, bridge.ErrRequired) || err != nil && !strings.Contains(err.Error(), says) {
+			t.Errorf("Run: %v", err)
+		}
+		if !required && !strings.Contains(w.logged(), "What is held for units will be lost: it is not known what is held for which unit: "+says) {
+			t.Errorf("the log does not say it:\n%s", w.logged())
+		}
+	}
+}

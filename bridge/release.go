@@ -34,19 +34,26 @@ func (h *Holder) release(p *holding) error {
 	if h.at(p.manifest()) == nil {
 		return nil // it was released while this one waited
 	}
-	if err := h.letGo(p, h.keepNeeded(p)); err != nil {
+	kept, err := h.letGo(p, h.keepNeeded(p))
+	if err != nil {
 		return err
 	}
-	if err := h.Keeper.Flush(); err != nil { // without the lock: PID 1 may be busy
+	told := h.Keeper.Flush // without the lock: PID 1 may be busy
+	if kept {
+		told = h.Keeper.Barrier // or the next fdbridged might take it for held
+	}
+	if err := told(); err != nil {
 		h.Remains(err)
 	}
 	return nil
 }
 
-// letGo is release when what others need is kept; leave is what keepNeeded returns.
-func (h *Holder) letGo(p *holding, leave map[string]error) error {
+// letGo is release when what others need is kept; leave is what keepNeeded returns. kept
+// says that the parcel was held because its manifest was.
+func (h *Holder) letGo(p *holding, leave map[string]error) (kept bool, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	kept = h.kept[keptName(p.manifest())] != nil
 	held := h.held
 	h.held = slices.DeleteFunc(slices.Clone(held), func(other *holding) bool { return other == p })
 	for _, name := range p.Sessions { // that of the manifest first: then the parcel is not held
@@ -60,12 +67,12 @@ func (h *Holder) letGo(p *holding, leave map[string]error) error {
 	if leave[p.Sessions[0]] != nil || h.twice && h.kept[keptName(p.manifest())] != nil {
 		if err := mark(h.Keeper, doneName(p.manifest()), ""); err != nil {
 			h.held = held
-			return fmt.Errorf("note that it is done: %w", err)
+			return kept, fmt.Errorf("note that it is done: %w", err)
 		}
 		h.done[doneName(p.manifest())] = true
 	}
 	h.remains(h.unmark(markHash(p.manifest())), h.discard(p.Sessions), h.unmarkDone(), h.unassign())
-	return nil
+	return kept, nil
 }
 
 // Remains reports what could not be removed from fdbridged's store.

@@ -225,7 +225,9 @@ func (h *Holder) fetchAll(device *session.Device, again bool) {
 	for _, u := range h.index.Units {
 		for _, name := range u.Sessions {
 			if err := h.fetchNew(device, name, again, bundles.store); err != nil {
-				h.missing[u.Unit] = err
+				if before := h.missing[u.Unit]; before == nil || errors.Is(before, session.ErrNoSession) { // see allCame
+					h.missing[u.Unit] = err
+				}
 				h.problem(journal.About{Kind: journal.Lost, Unit: u.Unit, Session: name}, "%s: Its fds cannot be restored: %v", u.Unit, err)
 			}
 		}

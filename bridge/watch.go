@@ -107,7 +107,7 @@ func (s *Server) watch(ctx context.Context, conn *wire.Conn) error {
 		close(gone)
 	}()
 	defer func() {
-		_ = conn.SetDeadline(time.Now()) // ends the wait for the client
+		_ = conn.CloseReceive() // it fails when the client has gone
 		<-gone
 	}()
 	return s.pass(ctx, conn, news, gone)

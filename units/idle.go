@@ -33,7 +33,7 @@ type Idle struct {
 	starts map[string]int // by unit, of those that are left
 }
 
-// WatchIdle returns the units that find finds idle; dir is StartsDir but in tests.
+// WatchIdle returns the units that find finds idle, nil without any; dir is StartsDir but in tests.
 // find is called when starts are counted already, so that none is missed. The
 // error is that of find, or says why dir cannot be watched. The caller closes it.
 func WatchIdle(dir string, find func() (map[string]bool, error)) (idle *Idle, err error) {
@@ -57,6 +57,9 @@ func WatchIdle(dir string, find func() (map[string]bool, error)) (idle *Idle, er
 		if is {
 			i.starts[unit] = 0
 		}
+	}
+	if len(i.starts) == 0 {
+		return nil, i.Close()
 	}
 	return i, nil
 }

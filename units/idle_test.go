@@ -131,6 +131,9 @@ func TestWhatIsNotCountedIsNotIdle(t *testing.T) {
 	if idle, err := WatchIdle(t.TempDir()+"/none", nil); idle != nil || !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("WatchIdle of what is not there: %v, %v", idle, err)
 	}
+	if idle, err := WatchIdle(t.TempDir(), func() (map[string]bool, error) { return map[string]bool{"busy.service": false}, nil }); idle != nil || err != nil {
+		t.Errorf("WatchIdle of none: %v, %v", idle, err)
+	}
 	var none *Idle
 	if first, err := none.First("a.service", "a"); first || err != nil {
 		t.Errorf("First: %v, %v", first, err)

@@ -41,8 +41,7 @@ import (
 )
 
 // answerTimeout bounds each wait for an answer; fdbridged has one, or says why
-// not, within 50 seconds, and within notify.Patience for what the service manager has
-// to take in.
+// not, within 50 seconds, but for what the service manager has to take in.
 const answerTimeout = 60 * time.Second
 
 var (

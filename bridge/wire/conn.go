@@ -74,6 +74,14 @@ func Dial(path string) (*Conn, error) {
 // Close closes the connection; a Send or Receive under way ends.
 func (c *Conn) Close() error { return c.file.Close() }
 
+// CloseReceive ends a Receive that waits and all later ones: the peer has nothing more to
+// say. Unlike a deadline nothing takes it back.
+func (c *Conn) CloseReceive() error {
+	var result error
+	err := c.raw.Control(func(raw uintptr) { result = unix.Shutdown(int(raw), unix.SHUT_RD) })
+	return errors.Join(err, os.NewSyscallError("shutdown", result))
+}
+
 // SetDeadline bounds every later Send and Receive; after it they return an
 // error that answers errors.Is for os.ErrDeadlineExceeded.
 func (c *Conn) SetDeadline(t time.Time) error { return c.file.SetDeadline(t) }

@@ -276,8 +276,8 @@ type Carried struct {
 	Entries int    `json:"entries"`
 	Bytes   int64  `json:"bytes"`
 	Held    bool   `json:"held"` // some of it still waits for the unit
-	// DeliverUS is how long the delivery took; 0 when it was not since this
-	// fdbridged was started.
+	// DeliverUS is how long the delivery took, until PID 1 had taken all of it in; 0 when
+	// it was not since this fdbridged was started.
 	DeliverUS int64 `json:"deliver_us,omitempty"`
 }
 

@@ -61,7 +61,11 @@ func serve(ctx context.Context) error {
 	if err := socket.Ready(statusLine(holder)); err != nil {
 		return errors.Join(err, sockets.close())
 	}
-	return run(ctx, server, pinner, sockets, settings, log)
+	err = run(ctx, server, pinner, sockets, settings, log)
+	if left := holder.Keeper.Barrier(); left != nil { // as what PID 1 has not read may be lost with this process
+		log.Warning("What is not needed any more may stay in fdbridged's store: %v", left)
+	}
+	return err
 }
 
 // sockets are where fdbridged listens: for root, and for services.

@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -197,7 +198,12 @@ if test $pid = 0; then echo 0; else sed -n 's/^VmHWM:[^0-9]*\([0-9]*\).*/\1/p' /
 	if r, err = m.Run(ctx, "systemctl", "show", "-p", properties, "bench@*.service"); err != nil {
 		return err
 	}
-	return f.starts(r.Stdout, time.Duration(userspace)*time.Microsecond, l)
+	err = f.starts(r.Stdout, time.Duration(userspace)*time.Microsecond, l)
+	if err == nil {
+		return nil
+	}
+	said, failed := m.Shell(ctx, "journalctl -q -b -o short-monotonic -p warning -n 200; fdbridgectl status || true")
+	return fmt.Errorf("%w; the guest says:\n%s", errors.Join(err, failed), said.Stdout)
 }
 
 // shutdown finds out how the boot before has ended; console is what was written to it since.

@@ -115,7 +115,7 @@ func serveKilled() fault {
 				break
 			}
 		}
-		kinds := []string{"FDSTORE=1 FDPOLL=0 FDNAME=b-", `{"unit":`, "FINISH", "FDSTOREREMOVE=1 FDNAME=b-", "FDSTOREREMOVE=1 FDNAME=s-", "{"}
+		kinds := []string{"FDSTORE=1 FDPOLL=0 FDNAME=b-", `{"unit":`, "FINISH", "FDSTOREREMOVE=1 FDNAME=b-", "{"}
 		if stride > 1 {
 			kinds = nil
 		}

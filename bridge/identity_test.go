@@ -13,11 +13,11 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"golang.org/x/sys/unix"
 
 	"github.com/fdbridge/fdbridge/bridge"
 	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/internal/fd"
+	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
 	"github.com/fdbridge/fdbridge/kho"
 	"github.com/fdbridge/fdbridge/session"
 	"github.com/fdbridge/fdbridge/units"
@@ -376,6 +376,16 @@ func TestAForgedSessionInTheWayIsNamed(t *testing.T) {
 // caller closes.
 func (w *world) forgeSession(name string, manifest *kho.Manifest) *session.Session {
 	w.t.Helper()
+	s := w.forge(name, manifest)
+	if err := s.Preserve(fdtest.Memfd(w.t), 1); err != nil {
+		w.t.Fatal(err)
+	}
+	return s
+}
+
+// forge makes an outgoing session with a document, which the caller closes.
+func (w *world) forge(name string, document interface{ Memfd() (*fd.FD, error) }) *session.Session {
+	w.t.Helper()
 	device, err := session.OpenWait(context.Background(), w.kernel, session.Path)
 	if err != nil {
 		w.t.Fatal(err)
@@ -384,16 +394,11 @@ func (w *world) forgeSession(name string, manifest *kho.Manifest) *session.Sessi
 	if err = errors.Join(err, device.Close()); err != nil {
 		w.t.Fatal(err)
 	}
-	m, err := manifest.Memfd()
+	f, err := document.Memfd()
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	raw, err := unix.MemfdCreate("evil", unix.MFD_CLOEXEC)
-	if err != nil {
-		w.t.Fatal(err)
-	}
-	evil := fd.New(raw)
-	if err := errors.Join(s.Preserve(m, kho.ManifestToken), s.Preserve(evil, 1), m.Close(), evil.Close()); err != nil {
+	if err := errors.Join(s.Preserve(f, kho.ManifestToken), f.Close()); err != nil {
 		w.t.Fatal(err)
 	}
 	return s

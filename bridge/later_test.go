@@ -4,7 +4,6 @@ package bridge_test
 
 import (
 	"encoding/json"
-	"errors"
 	"strings"
 	"testing"
 
@@ -14,7 +13,6 @@ import (
 	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/kho"
-	"github.com/fdbridge/fdbridge/session"
 )
 
 // later has a unit's fds carried by a version of fdbridge that is not written yet.
@@ -37,22 +35,8 @@ func later(t *testing.T) *world {
 	index := kho.Index{Origin: origin, Units: []kho.IndexUnit{
 		{Unit: unit, Sessions: []string{kho.SessionName(unit)}, Token: kho.ManifestToken, Entries: 2},
 	}}
-	device, err := session.OpenWait(t.Context(), w.kernel, session.Path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	of, err := device.Create(kho.IndexSession)
-	if err = errors.Join(err, device.Close()); err != nil {
-		t.Fatal(err)
-	}
+	of := w.forge(kho.IndexSession, &index)
 	defer of.Close()
-	f, err := index.Memfd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := errors.Join(of.Preserve(f, kho.ManifestToken), f.Close()); err != nil {
-		t.Fatal(err)
-	}
 	w.kexec(&bridge.Preserved{})
 	return w
 }

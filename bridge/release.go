@@ -64,7 +64,7 @@ func (h *Holder) letGo(p *holding, leave map[string]error) (kept bool, err error
 			h.problem(journal.About{Unit: p.Unit, Session: name}, "%s: The session %s cannot be finished: %v", p.Unit, name, err)
 		}
 	}
-	if leave[p.Sessions[0]] != nil || h.twice && h.kept[keptName(p.manifest())] != nil {
+	if leave[p.Sessions[0]] != nil || h.twice && kept {
 		if err := mark(h.Keeper, doneName(p.manifest()), ""); err != nil {
 			h.held = held
 			return kept, fmt.Errorf("note that it is done: %w", err)

@@ -184,6 +184,17 @@ func (b *bed) file(path, text string) {
 	}
 }
 
+// configured makes this all that is configured; nothing is when it is empty.
+func (b *bed) configured(setting string) {
+	b.Helper()
+	const dir = "/etc/fdbridge/fdbridge.conf.d"
+	if setting == "" {
+		b.sh("rm -r %s", dir)
+		return
+	}
+	b.file(dir+"/test.conf", "[Bridge]\n"+setting+"\n")
+}
+
 // optIn are systemd's two directives.
 const optIn = "FileDescriptorStoreMax=1024\nFileDescriptorStorePreserve=yes\n"
 

@@ -53,11 +53,11 @@ func (b *bed) turnedBackAgain(held map[string][]found, units ...string) {
 		b.calledOff(truth)
 		b.held(held, "c.service")
 	}
-	b.file("/etc/fdbridge/fdbridge.conf.d/test.conf", "[Bridge]\nOnLoss=rollback\n")
+	b.configured("OnLoss=rollback")
 	b.units(losingSomething(""))
 	b.calledOff(b.restarted(units...))
 	b.held(held, "c.service")
-	b.sh("rm -r /etc/fdbridge/fdbridge.conf.d")
+	b.configured("")
 }
 
 // goesOn goes through the update that was called off, with what has called it off gone.

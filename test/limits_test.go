@@ -44,13 +44,6 @@ func TestWhatIsConfiguredHolds(t *testing.T) {
 	b.off()
 }
 
-// configured makes this all that is configured.
-func (b *bed) configured(setting string) {
-	b.Helper()
-	b.sh("mkdir -p /etc/fdbridge/fdbridge.conf.d")
-	b.file("/etc/fdbridge/fdbridge.conf.d/test.conf", "[Bridge]\n"+setting+"\n")
-}
-
 // masked goes through an update with fdbridged.service masked.
 func (b *bed) masked(unit string) {
 	b.Helper()

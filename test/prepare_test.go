@@ -48,13 +48,14 @@ func preparedAhead() scenario {
 		b.sh("fdbridgectl prepare") // which is prepared already
 		outlasts(b, preserve)
 		// Without a live update it is undone after a while, and harms nothing.
-		b.sh("fdbridgectl abort; mkdir -p /etc/fdbridge/fdbridge.conf.d")
-		b.file("/etc/fdbridge/fdbridge.conf.d/test.conf", "[Bridge]\nPrepareTimeoutSec=1s\n")
+		b.sh("fdbridgectl abort")
+		b.configured("PrepareTimeoutSec=1s")
 		b.sh("fdbridgectl prepare")
 		b.until("systemctl show -P ActiveState %s | grep -q inactive", preserve)
 		const ended = "systemctl show -P InactiveEnterTimestampMonotonic fdbridge-rollback.service"
 		before := b.sh(ended)
-		b.sh("rm -r /etc/fdbridge/fdbridge.conf.d; fdbridgectl prepare; systemctl kill --signal=KILL --kill-whom=main %s", preserve)
+		b.configured("")
+		b.sh("fdbridgectl prepare; systemctl kill --signal=KILL --kill-whom=main %s", preserve)
 		b.until("systemctl -q is-failed %s", preserve)
 		b.until(`test "$(%s)" != "%s" && systemctl show -P ActiveState fdbridge-rollback.service | grep -q inactive`, ended, before)
 		if state := b.sh("systemctl is-active %s default.target", unit); state != "active\nactive" {

@@ -107,7 +107,7 @@ var building sync.Mutex
 
 // lazily returns an image with files.
 func lazily(ctx context.Context, builder *machine.Builder, files map[string]string) image {
-	programs := machine.Programs("storesvc", "sessionsvc", "luoconform", "atstep", "impostor")
+	programs := machine.Programs("storesvc", "sessionsvc", "luoconform", "storeconform", "atstep", "impostor")
 	return sync.OnceValues(func() (string, error) {
 		building.Lock()
 		defer building.Unlock()

@@ -53,6 +53,7 @@ func TestKernelUpdate(t *testing.T) {
 func everywhere(large int) []scenario {
 	return []scenario{
 		everyFD(large), storedOnStop(), withoutOptIn(), refusedKinds(), unreferenced(), heldUntilStarted(),
+		realPID1Conforms(),
 	}
 }
 

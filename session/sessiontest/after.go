@@ -62,19 +62,19 @@ func Prepare(t T, k session.Kernel) []*session.Session {
 // after the one in which Prepare was called.
 func After() []Check {
 	return []Check{
-		{"files come back with contents, position and seals, and else as new", samplesReturn},
-		{"a session is retrieved once, by its exact name", retrievedOnce},
-		{"a session that was closed before the kexec is gone", closedIsGone},
-		{"a name of 63 bytes comes back", longNameReturns},
-		{"a session without files comes back", emptyReturns},
-		{"an outgoing session may be named like an incoming one", sameName},
-		{"retrieving a file again gives the same open file", retrievedAgain},
-		{"files are found by their tokens alone", byToken},
-		{"a retrieved file counts as preserved until the session is finished", countsAsPreserved},
-		{"a finished session is empty and can be finished again", finished},
-		{"closing a retrieved session finishes it", closeFinishes},
-		{"a retrieved session lives on in a duplicate", duplicateLives},
-		{"requests on an incoming session have a size", incomingSizes},
+		{Name: "files come back with contents, position and seals, and else as new", Run: samplesReturn},
+		{Name: "a session is retrieved once, by its exact name", Run: retrievedOnce},
+		{Name: "a session that was closed before the kexec is gone", Run: closedIsGone},
+		{Name: "a name of 63 bytes comes back", Run: longNameReturns},
+		{Name: "a session without files comes back", Run: emptyReturns},
+		{Name: "an outgoing session may be named like an incoming one", Run: sameName},
+		{Name: "retrieving a file again gives the same open file", Run: retrievedAgain},
+		{Name: "files are found by their tokens alone", Run: byToken},
+		{Name: "a retrieved file counts as preserved until the session is finished", Run: countsAsPreserved},
+		{Name: "a finished session is empty and can be finished again", Run: finished},
+		{Name: "closing a retrieved session finishes it", Run: closeFinishes},
+		{Name: "a retrieved session lives on in a duplicate", Run: duplicateLives},
+		{Name: "requests on an incoming session have a size", Run: incomingSizes},
 	}
 }
 

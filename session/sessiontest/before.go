@@ -16,19 +16,19 @@ import (
 // no session behind and can be run in any kernel, again and again.
 func Before() []Check {
 	return append([]Check{
-		{"the device has one opener at a time", oneOpener},
-		{"sessions outlive the device", outliveDevice},
-		{"descriptors of sessions are close-on-exec", sessionCloseOnExec},
-		{"names have 1 to 63 bytes of any kind but NUL", names},
-		{"an outgoing session's name is its own until it is closed", uniqueName},
-		{"outgoing sessions cannot be retrieved", outgoingNotRetrieved},
-		{"outgoing sessions cannot be finished and give no files", outgoingDirection},
-		{"tokens are any number, unique in their session", tokens},
-		{"an inode is preserved once in all sessions", onceInAllSessions},
-		{"a file that was refused leaves its token free", refusedTokenFree},
-		{"a preserved file can be read and written inside its size", usableWhilePreserved},
-		{"closing a session's last descriptor lets go of its files", lastClose},
-		{"a session lives on in a socket's queue", sessionInFlight},
+		{Name: "the device has one opener at a time", Run: oneOpener},
+		{Name: "sessions outlive the device", Run: outliveDevice},
+		{Name: "descriptors of sessions are close-on-exec", Run: sessionCloseOnExec},
+		{Name: "names have 1 to 63 bytes of any kind but NUL", Run: names},
+		{Name: "an outgoing session's name is its own until it is closed", Run: uniqueName},
+		{Name: "outgoing sessions cannot be retrieved", Run: outgoingNotRetrieved},
+		{Name: "outgoing sessions cannot be finished and give no files", Run: outgoingDirection},
+		{Name: "tokens are any number, unique in their session", Run: tokens},
+		{Name: "an inode is preserved once in all sessions", Run: onceInAllSessions},
+		{Name: "a file that was refused leaves its token free", Run: refusedTokenFree},
+		{Name: "a preserved file can be read and written inside its size", Run: usableWhilePreserved},
+		{Name: "closing a session's last descriptor lets go of its files", Run: lastClose},
+		{Name: "a session lives on in a socket's queue", Run: sessionInFlight},
 	}, append(kindChecks(), requestChecks()...)...)
 }
 

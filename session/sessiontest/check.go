@@ -3,77 +3,12 @@
 package sessiontest
 
 import (
-	"fmt"
-	"io"
-	"runtime"
-
+	"github.com/fdbridge/fdbridge/internal/conform"
 	"github.com/fdbridge/fdbridge/session"
 )
 
-// T is what a check reports to; a *testing.T is one. Fatalf ends the check.
-type T interface {
-	Helper()
-	Cleanup(fn func())
-	Logf(format string, args ...any)
-	Errorf(format string, args ...any)
-	Fatalf(format string, args ...any)
-}
+// T is what a check reports to.
+type T = conform.T
 
-// Check is one statement about the kernel's live update, named by what it says.
-type Check struct {
-	Name string
-	Run  func(t T, k session.Kernel)
-}
-
-// Run makes the checks one after the other, writes a line to w for each and
-// more for what fails, and returns how many failed. It is for programs that run
-// where there is no go test.
-func Run(w io.Writer, k session.Kernel, checks []Check) (failed int) {
-	for _, c := range checks {
-		t := &plainT{}
-		done := make(chan struct{})
-		go func() { // so that Fatalf can end it
-			defer close(done)
-			defer t.cleanUp()
-			c.Run(t, k)
-		}()
-		<-done
-		verdict := "ok  "
-		if t.failed {
-			verdict = "FAIL"
-			failed++
-		}
-		fmt.Fprintf(w, "%s %s\n%s", verdict, c.Name, t.log)
-	}
-	return failed
-}
-
-// plainT is the T of Run.
-type plainT struct {
-	failed   bool
-	log      string
-	cleanups []func()
-}
-
-func (t *plainT) Helper()           {}
-func (t *plainT) Cleanup(fn func()) { t.cleanups = append(t.cleanups, fn) }
-
-func (t *plainT) Logf(format string, args ...any) {
-	t.log += "     " + fmt.Sprintf(format, args...) + "\n"
-}
-
-func (t *plainT) Errorf(format string, args ...any) {
-	t.failed = true
-	t.Logf(format, args...)
-}
-
-func (t *plainT) Fatalf(format string, args ...any) {
-	t.Errorf(format, args...)
-	runtime.Goexit()
-}
-
-func (t *plainT) cleanUp() {
-	for i := len(t.cleanups) - 1; i >= 0; i-- {
-		t.cleanups[i]()
-	}
-}
+// Check is one statement about the kernel's live update.
+type Check = conform.Check[session.Kernel]

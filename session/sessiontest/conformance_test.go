@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/fdbridge/fdbridge/internal/conform"
 	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
 	"github.com/fdbridge/fdbridge/session"
 	"github.com/fdbridge/fdbridge/session/sessiontest"
@@ -31,7 +32,7 @@ func TestFakeConforms(t *testing.T) {
 func TestFakeCannotPassTheChecksForTheRealKernel(t *testing.T) {
 	checks := sessiontest.Real()
 	var out strings.Builder
-	if failed := sessiontest.Run(&out, newFake(t), checks); failed != len(checks) {
+	if failed := conform.Run(&out, session.Kernel(newFake(t)), checks); failed != len(checks) {
 		t.Errorf("%d of %d checks failed:\n%s", failed, len(checks), out.String())
 	}
 }

@@ -9,8 +9,7 @@
 // of [Before], then [Prepare], whose sessions the caller keeps open over the
 // kexec, then the checks of [After]. Each check stands alone, leaves nothing
 // behind, and expects of a Fake exactly what Linux 7.2 does; [Real] has the few
-// that a Fake cannot pass. With a *testing.T call Check.Run in a subtest; in a
-// plain program use [Run].
+// that a Fake cannot pass.
 //
 // What needs systemd or a unit does not belong here.
 package sessiontest

@@ -11,6 +11,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/fdbridge/fdbridge/internal/conform"
 	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/internal/fd/fdtest"
 	"github.com/fdbridge/fdbridge/session"
@@ -184,39 +185,11 @@ func TestOpenErrIsWhatOpenReturns(t *testing.T) {
 	}
 }
 
-func TestRunReportsWhatFailedAndGoesOn(t *testing.T) {
-	var cleaned []string
-	note := func(s string) func() { return func() { cleaned = append(cleaned, s) } }
-	var out strings.Builder
-	failed := sessiontest.Run(&out, newFake(t), []sessiontest.Check{
-		{"good", func(t sessiontest.T, _ session.Kernel) { t.Logf("said") }},
-		{"wrong", func(t sessiontest.T, _ session.Kernel) { t.Errorf("one"); t.Errorf("two") }},
-		{"fatal", func(t sessiontest.T, _ session.Kernel) {
-			t.Cleanup(note("first"))
-			t.Cleanup(note("second"))
-			t.Fatalf("three")
-			t.Errorf("never")
-		}},
-		{"gets the kernel", func(t sessiontest.T, k session.Kernel) {
-			if _, err := k.Open("nowhere"); err != unix.ENOENT {
-				t.Errorf("%v", err)
-			}
-		}},
-	})
-	want := "ok   good\n     said\nFAIL wrong\n     one\n     two\nFAIL fatal\n     three\nok   gets the kernel\n"
-	if diff := cmp.Diff(want, out.String()); diff != "" || failed != 2 {
-		t.Errorf("%d failed, want 2; output (-want +got):\n%s", failed, diff)
-	}
-	if diff := cmp.Diff([]string{"second", "first"}, cleaned); diff != "" {
-		t.Errorf("cleanups (-want +got):\n%s", diff)
-	}
-}
-
 // A kernel that answers nothing must not pass a single check.
 func TestDeadKernelFailsEveryCheck(t *testing.T) {
 	checks := append(sessiontest.Before(), sessiontest.After()...)
 	var out strings.Builder
-	if failed := sessiontest.Run(&out, deadKernel{}, checks); failed != len(checks) {
+	if failed := conform.Run(&out, session.Kernel(deadKernel{}), checks); failed != len(checks) {
 		t.Errorf("%d of %d checks failed:\n%s", failed, len(checks), out.String())
 	}
 }

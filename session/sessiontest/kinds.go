@@ -15,9 +15,9 @@ import (
 // (memfd_luo_can_preserve).
 func kindChecks() []Check {
 	return []Check{
-		{"a shmem file without a link can be preserved", kindsTaken},
-		{"everything else is refused", kindsRefused},
-		{"what is no open file is a bad descriptor", badDescriptors},
+		{Name: "a shmem file without a link can be preserved", Run: kindsTaken},
+		{Name: "everything else is refused", Run: kindsRefused},
+		{Name: "what is no open file is a bad descriptor", Run: badDescriptors},
 	}
 }
 

@@ -13,8 +13,8 @@ import (
 // can be run in any kernel, again and again.
 func Real() []Check {
 	return []Check{
-		{"a preserved file cannot change its size until the session is closed", sizeIsFrozen},
-		{"the link in /proc tells a session's name where GET_NAME does not", nameFromLink},
+		{Name: "a preserved file cannot change its size until the session is closed", Run: sizeIsFrozen},
+		{Name: "the link in /proc tells a session's name where GET_NAME does not", Run: nameFromLink},
 	}
 }
 

@@ -17,10 +17,10 @@ import (
 // luo_session_ioctl). Those of incoming sessions are in After.
 func requestChecks() []Check {
 	return []Check{
-		{"requests on the device have a size", deviceSizes},
-		{"requests on an outgoing session have a size", outgoingSizes},
-		{"unknown requests are told from misused numbers", unknownRequests},
-		{"the reserved word of GET_NAME is zero", reservedWord},
+		{Name: "requests on the device have a size", Run: deviceSizes},
+		{Name: "requests on an outgoing session have a size", Run: outgoingSizes},
+		{Name: "unknown requests are told from misused numbers", Run: unknownRequests},
+		{Name: "the reserved word of GET_NAME is zero", Run: reservedWord},
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"syscall"
 
+	"github.com/fdbridge/fdbridge/internal/conform"
 	"github.com/fdbridge/fdbridge/session"
 	"github.com/fdbridge/fdbridge/session/sessiontest"
 	"github.com/fdbridge/fdbridge/units/notify"
@@ -32,7 +33,7 @@ func main() {
 
 // run runs checks; the exit status says whether all passed.
 func run(checks []sessiontest.Check) {
-	failed := sessiontest.Run(os.Stdout, session.System{}, checks)
+	failed := conform.Run(os.Stdout, session.Kernel(session.System{}), checks)
 	fmt.Printf("%d of %d checks failed\n", failed, len(checks))
 	if failed > 0 {
 		os.Exit(1)

@@ -9,7 +9,6 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
-	"time"
 
 	"github.com/fdbridge/fdbridge/bridge"
 	"github.com/fdbridge/fdbridge/bridge/config"
@@ -145,15 +144,12 @@ func newHolder(socket *notify.Socket, reader *units.Reader, log *journal.Log) *b
 	return holder
 }
 
-// endTimeout bounds how long a preserve service that ends is waited for, by others and by itself.
-const endTimeout = 10 * time.Second
-
 // preserveEnded waits until a preserve service that was ready has ended, as when the
 // kexec has failed and the machine goes on: until then what it has preserved cannot be
 // changed, and its store not emptied. No order of the units does it, as that would have
 // preserving wait, too. One that only prepares is not waited for.
 func preserveEnded(ctx context.Context, reader *units.Reader) error {
-	return reader.Follow(ctx, bridge.PreserveUnit, endTimeout, func(s units.Service) bool {
+	return reader.Follow(ctx, bridge.PreserveUnit, bridge.EndTimeout, func(s units.Service) bool {
 		return s.Active != "active" && s.Active != "deactivating"
 	})
 }

@@ -45,17 +45,17 @@ func Record(path string, index *kho.Index) error {
 type Arrival struct {
 	Record, Lost string // RecordFile and LostFile but in tests
 	BootID       string // of the running kernel
-	// Handover returns what the last live update has brought, nil without one, or
-	// an error such as ErrUnsettled.
-	Handover func() (*wire.Handover, error)
-	Log      *journal.Log
+	Device       string // session.Path but in tests
+	// Status asks fdbridged; nil is an answer that says nothing of the last live update.
+	Status func() (*wire.Status, error)
+	Log    *journal.Log
 }
 
 // Review reports, once, what was lost with a live update that did not arrive:
 // each unit, the number of its fds, and the sessions of its own. It does so when the power was cut, or the
 // kexec failed, or the next kernel could not take the state over; one that was
 // called off has lost nothing. The error is that it could not be found out; the
-// record then stays for the next try.
+// record then stays for the next try, as with ErrUnsettled and those of Status.
 func (a *Arrival) Review() error {
 	data, err := os.ReadFile(a.Record)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -94,8 +94,20 @@ func (a *Arrival) arrived(index *kho.Index) (bool, error) {
 	if index.Origin.BootID == a.BootID {
 		return true, nil // it was called off: all is where it was
 	}
-	h, err := a.Handover()
-	return h != nil && h.BootID == index.Origin.BootID && h.Time.Equal(index.Origin.Time), err
+	if _, err := os.Stat(a.Device); errors.Is(err, fs.ErrNotExist) {
+		return false, nil // a kernel without live update has taken nothing over
+	}
+	status, err := a.Status()
+	switch {
+	case err != nil:
+		return false, err
+	case status == nil:
+		return false, fmt.Errorf("%w: fdbridged's answer does not say", ErrUnsettled)
+	case status.Unknown != "":
+		return false, fmt.Errorf("%w: %s", ErrUnsettled, status.Unknown)
+	}
+	h := status.Handover
+	return h != nil && h.BootID == index.Origin.BootID && h.Time.Equal(index.Origin.Time), nil
 }
 
 // keep writes a file whose directory may not be there.

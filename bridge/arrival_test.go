@@ -36,38 +36,52 @@ func TestALiveUpdateThatDidNotArriveIsReportedOnce(t *testing.T) {
 		}
 		return data
 	}
-	unknown := errors.New("fdbridged does not answer")
+	unanswered := errors.New("fdbridged does not answer")
+	arrived := wire.Handover{BootID: before, Time: at}
+	later := wire.Handover{BootID: before, Time: at.Add(time.Second)}
 	for name, test := range map[string]struct {
-		record   []byte
-		handover *wire.Handover
-		err      error
-		lost     bool
-		says     string
+		record  []byte
+		without bool // live update
+		status  *wire.Status
+		err     error // of Status, and of Review unless it need not know
+		lost    bool
+		says    string
 	}{
 		"nothing was begun":              {},
-		"called off":                     {record: index(here), err: unknown},
-		"arrived":                        {record: index(before), handover: &wire.Handover{BootID: before, Time: at}},
-		"nothing arrived":                {record: index(before), lost: true, says: "a.service: 3 fds are lost"},
-		"a session did not arrive":       {record: index(before), lost: true, says: "vm.service: Its session \"guest\" is lost"},
-		"another one arrived":            {record: index(before), handover: &wire.Handover{BootID: before, Time: at.Add(time.Second)}, lost: true, says: "3 fds of 1 units"},
+		"called off":                     {record: index(here), err: unanswered},
+		"arrived":                        {record: index(before), status: &wire.Status{Handover: &arrived}},
+		"nothing arrived":                {record: index(before), status: &wire.Status{}, lost: true, says: "a.service: 3 fds are lost"},
+		"a session did not arrive":       {record: index(before), status: &wire.Status{}, lost: true, says: "vm.service: Its session \"guest\" is lost"},
+		"another one arrived":            {record: index(before), status: &wire.Status{Handover: &later}, lost: true, says: "3 fds of 1 units"},
+		"a kernel without live update":   {record: index(before), without: true, err: unanswered, lost: true, says: "a.service: 3 fds are lost"},
 		"the power was cut in the midst": {record: index(before)[:40], says: "not known"},
-		"fdbridged cannot be asked":      {record: index(before), err: unknown},
+		"fdbridged cannot be asked":      {record: index(before), err: unanswered},
+		"fdbridged does not know yet":    {record: index(before), status: &wire.Status{Unknown: "busy"}, err: bridge.ErrUnsettled},
+		"fdbridged does not say":         {record: index(before), err: bridge.ErrUnsettled},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var log bytes.Buffer
 			dir := t.TempDir()
 			a := bridge.Arrival{
-				Record: filepath.Join(dir, "record"), Lost: filepath.Join(dir, "run", "lost"), BootID: here,
-				Handover: func() (*wire.Handover, error) { return test.handover, test.err },
-				Log:      journal.To(&log),
+				Record: filepath.Join(dir, "record"), Lost: filepath.Join(dir, "run", "lost"), BootID: here, Device: dir,
+				Status: func() (*wire.Status, error) {
+					if errors.Is(test.err, unanswered) {
+						return nil, test.err
+					}
+					return test.status, nil
+				},
+				Log: journal.To(&log),
+			}
+			if test.without {
+				a.Device = filepath.Join(dir, "none")
 			}
 			if test.record != nil {
 				if err := os.WriteFile(a.Record, test.record, 0o600); err != nil {
 					t.Fatal(err)
 				}
 			}
-			kept := name == "fdbridged cannot be asked"
-			if err := a.Review(); kept != errors.Is(err, unknown) {
+			kept := strings.HasPrefix(name, "fdbridged ")
+			if err := a.Review(); kept != (err != nil) || kept && !errors.Is(err, test.err) {
 				t.Errorf("Review: %v", err)
 			}
 			if _, err := os.Stat(a.Record); kept != (err == nil) {

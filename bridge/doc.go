@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package bridge has the steps of fdbridge: it reads the opted-in units'
-// stores and puts them into sessions before the update (Preserver), holds the
+// stores and puts them into sessions before the update (Preserver, at the times that Update
+// decides), holds the
 // sessions after it (Holder), hands them to the units that they belong to, and
 // keeps units from being forgotten (Server).
 //

@@ -11,21 +11,22 @@ import (
 	"sync"
 	"time"
 
+	"github.com/fdbridge/fdbridge/bridge/config"
 	"github.com/fdbridge/fdbridge/bridge/journal"
 	"github.com/fdbridge/fdbridge/units"
 	"github.com/fdbridge/fdbridge/units/unitfile"
 )
 
 const (
-	// MessageTimeout bounds how long the service manager may take to take in a message,
-	// while services are away.
-	MessageTimeout = 80 * time.Second
-	// StopTimeout is what the service manager is to grant each time that it says that
+	// PreserveMessageTimeout bounds how long the service manager may take to take in a
+	// message, while services are away.
+	PreserveMessageTimeout = 80 * time.Second
+	// AliveTimeout is what the service manager is to grant each time that it is told that
 	// services still stop, which is every 20 s or so.
-	StopTimeout = 90 * time.Second
-	// EndTimeout bounds how long PreserveUnit is waited for when it ends, by others and by
-	// itself.
-	EndTimeout = 10 * time.Second
+	AliveTimeout = 90 * time.Second
+	// PreserveEndTimeout bounds how long PreserveUnit is waited for when it ends, by others and
+	// by itself.
+	PreserveEndTimeout = 10 * time.Second
 	// sealTimeout is what preserving may take beyond PreserveTimeoutSec=, after
 	// which nothing new is begun: a system call or two, and the index, or a question
 	// to PID 1 about what is lost.
@@ -41,14 +42,16 @@ var ErrUnprepared = errors.New("nothing is prepared")
 // Update is one live update as PreserveUnit goes through it, from its preparation or its
 // shutdown on.
 type Update struct {
+	// Preserver is one to which the rules are not given yet.
 	Preserver *Preserver
-	// Ahead is asked to look at the Preserver's Stores while services stop.
-	Ahead Ahead
-	// Reload reads the rules, which may change as long as services run: those of the
-	// Preserver, and what it returns.
-	Reload func() Limits
-	// Wait waits until all services have stopped, as units.Shutdown does with its Within
-	// and Meanwhile.
+	// Ahead looks at the Preserver's Stores while services stop; units.Ahead does it.
+	Ahead interface {
+		Look(ctx context.Context) error
+		Close()
+	}
+	// Reload reads the rules, which may change as long as services run.
+	Reload func() *config.Rules
+	// Wait waits until all services have stopped: units.Shutdown does it.
 	Wait func(ctx context.Context, within time.Duration, meanwhile func(ctx context.Context)) error
 	// Manager is the service manager, as the notify.Socket of PreserveUnit.
 	Manager interface {
@@ -63,31 +66,18 @@ type Update struct {
 	DropIn string
 	Log    *journal.Log
 
-	limits Limits
-}
-
-// Ahead looks at stores ahead; units.Ahead does it.
-type Ahead interface {
-	Look(ctx context.Context) error
-	Close()
-}
-
-// Limits are the rules of an Update that are not its Preserver's.
-type Limits struct {
-	// Prepare is how long what is prepared is kept, PrepareTimeoutSec=.
-	Prepare time.Duration
-	// Preserve bounds how long preserving may take, PreserveTimeoutSec=.
-	Preserve time.Duration
-	// Masked says that fdbridge has no part in the live update.
-	Masked bool
+	rules *config.Rules
 }
 
 // Run waits until all services have stopped and preserves; the caller owns what is
-// preserved, and keeps it open until the kexec. With an error nothing is preserved, and
-// nothing prepared any more, and the live update is to be called off; with
-// ErrUnprepared there was none. When ctx ends it is why.
+// preserved, and keeps it open until the kexec. It is nothing, without an Index, when
+// fdbridge has no part in the live update, or when preserving has failed and the live update
+// goes on nevertheless.
+//
+// With an error nothing is preserved, and nothing prepared any more, and the live update is
+// to be called off; with ErrUnprepared there was none. When ctx has ended it is why.
 func (u *Update) Run(ctx context.Context) (preserved *Preserved, err error) {
-	u.limits = u.Reload()
+	u.reload()
 	if err = u.await(ctx); err == nil {
 		preserved, err = u.preserve(ctx)
 	}
@@ -98,6 +88,14 @@ func (u *Update) Run(ctx context.Context) (preserved *Preserved, err error) {
 	return preserved, nil
 }
 
+// reload goes by the rules of the moment.
+func (u *Update) reload() {
+	u.rules = u.Reload()
+	p := u.Preserver
+	p.Excluded, p.Required, p.Early = u.rules.Excluded, u.rules.Required, u.rules.Early
+	p.Partly = !u.rules.AnyRequired()
+}
+
 // await waits until all services have stopped. If no shutdown has begun yet it
 // prepares one, and has the service stopped when none begins in time.
 func (u *Update) await(ctx context.Context) error {
@@ -106,22 +104,12 @@ func (u *Update) await(ctx context.Context) error {
 	if !errors.Is(err, units.ErrNoShutdown) {
 		return err
 	}
-	if err := u.prepare(ctx); err != nil {
-		if ctx.Err() != nil {
-			return err
-		}
-		begun := u.Wait(ctx, 0, u.look)
-		if errors.Is(begun, units.ErrNoShutdown) {
-			return err
-		}
-		u.Log.Warning("%v", err)
-		return begun // meanwhile, and all can be done then
-	}
-	reload := sync.OnceFunc(func() { u.limits = u.Reload() })
+	reload := sync.OnceFunc(u.reload)
 	look := func(ctx context.Context) { reload(); u.look(ctx) }
-	err = u.Wait(ctx, u.limits.Prepare, look)
-	if errors.Is(err, units.ErrNoShutdown) {
-		u.Log.Warning("Nothing was made of what was prepared within PrepareTimeoutSec=%v: it is undone.", u.limits.Prepare)
+	if err = u.prepare(ctx); err != nil {
+		err = u.unprepared(ctx, err, look)
+	} else if err = u.Wait(ctx, u.rules.PrepareTimeout, look); errors.Is(err, units.ErrNoShutdown) {
+		u.Log.Warning("Nothing was made of what was prepared within PrepareTimeoutSec=%v: it is undone.", u.rules.PrepareTimeout)
 		err = errors.Join(u.Preserver.Abandon(), u.end(ctx, look))
 	}
 	if err == nil {
@@ -137,7 +125,7 @@ func (u *Update) look(ctx context.Context) { _ = u.Ahead.Look(ctx) }
 func (u *Update) prepare(ctx context.Context) error {
 	u.Ahead.Close() // of stores that may change until the shutdown
 	// Preserving a terabyte takes more than TimeoutStartSec=.
-	if err := u.Manager.ExtendTimeout(sum(u.limits.Prepare, StopTimeout)); err != nil {
+	if err := u.Manager.ExtendTimeout(sum(u.rules.PrepareTimeout, AliveTimeout)); err != nil {
 		return err
 	}
 	if err := u.outlastReloads(); err != nil {
@@ -145,10 +133,25 @@ func (u *Update) prepare(ctx context.Context) error {
 	}
 	prepared, err := u.Preserver.Prepare(ctx)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrUnprepared, err)
+		return err
 	}
 	u.Log.Info("%s", prepared.Summary())
 	return u.Manager.Status(prepared.Summary())
+}
+
+// unprepared goes on when preparing has failed: all can be done yet if a shutdown has begun
+// meanwhile, and it returns when services have stopped.
+func (u *Update) unprepared(ctx context.Context, why error, look func(ctx context.Context)) error {
+	why = fmt.Errorf("%w: %w", ErrUnprepared, why)
+	if ctx.Err() != nil {
+		return why
+	}
+	err := u.Wait(ctx, 0, look)
+	if errors.Is(err, units.ErrNoShutdown) {
+		return why
+	}
+	u.Log.Warning("%v", why)
+	return err
 }
 
 // sum is that of two times, of which the first can be without end, which is the
@@ -173,7 +176,7 @@ func (u *Update) outlastReloads() error {
 // prepared, and end returns when services have stopped.
 func (u *Update) end(ctx context.Context, look func(ctx context.Context)) error {
 	failed := u.Stop(ctx)
-	err := u.Wait(ctx, EndTimeout, look)
+	err := u.Wait(ctx, PreserveEndTimeout, look)
 	if errors.Is(err, units.ErrNoShutdown) {
 		return errors.Join(fmt.Errorf("%w: the service manager does not stop %s", ErrUnprepared, PreserveUnit), failed)
 	}
@@ -182,10 +185,10 @@ func (u *Update) end(ctx context.Context, look func(ctx context.Context)) error 
 
 // preserve preserves, and fails only when the live update is to be called off.
 func (u *Update) preserve(ctx context.Context) (*Preserved, error) {
-	if u.limits.Masked { // which Reload has said
+	if u.rules.Register.Masked() { // which Reload has said
 		return &Preserved{}, u.Preserver.Abandon()
 	}
-	bound := sum(u.limits.Preserve, sealTimeout)
+	bound := sum(u.rules.PreserveTimeout, sealTimeout)
 	if err := u.Manager.ExtendTimeout(bound); err != nil {
 		return nil, err
 	}
@@ -201,13 +204,13 @@ func (u *Update) preserve(ctx context.Context) (*Preserved, error) {
 		if left == 0 {
 			return nil
 		}
-		return u.Manager.ExtendTimeout(left + 2*MessageTimeout) // with what it has to be told after that
+		return u.Manager.ExtendTimeout(left + 2*PreserveMessageTimeout) // with what it has to be told after that
 	}
-	limited, stop := context.WithTimeoutCause(ctx, u.limits.Preserve,
-		fmt.Errorf("it has taken longer than PreserveTimeoutSec=%v", u.limits.Preserve))
+	limited, stop := context.WithTimeoutCause(ctx, u.rules.PreserveTimeout,
+		fmt.Errorf("it has taken longer than PreserveTimeoutSec=%v", u.rules.PreserveTimeout))
 	defer stop()
 	preserved, err := u.Preserver.Run(limited)
-	if err != nil && u.Preserver.Partly {
+	if err != nil && u.Preserver.Partly && ctx.Err() == nil {
 		u.Ahead.Close() // what was seen may be why
 		u.Preserver.GiveUp(ctx, err)
 		return &Preserved{}, nil

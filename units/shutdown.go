@@ -36,7 +36,7 @@ const (
 	askUnmarked = time.Second
 )
 
-// rest is the time between two calls of Meanwhile.
+// rest is the time between two calls of what is done meanwhile.
 const rest = time.Second
 
 // ErrCalledOff says that a shutdown that was under way is so no more.
@@ -49,40 +49,41 @@ var ErrNoShutdown = errors.New("no shutdown has been begun")
 type Shutdown struct {
 	Reader *Reader
 	Root   string // CgroupRoot but in tests
-	// Within is how long to wait for a shutdown to begin.
-	Within time.Duration
-	// Meanwhile, unless it is nil, is called every second or so while services stop, or as
-	// long as it is not known whether they do. Wait ends its context and waits for it.
-	Meanwhile func(ctx context.Context)
+	// Alive is called before PID 1 is asked, which is every twenty seconds or sooner, and
+	// waited for. An error of it ends the wait.
+	Alive func() error
 }
 
 // Wait returns when PID 1 has reached shutdown.target on the way to a kexec, from
 // which on no service runs that a shutdown stops, and its fd store does not change. It
-// returns ErrNoShutdown or ErrCalledOff when there is no shutdown to wait for, or why
-// ctx has ended. How long services take to stop is PID 1's to bound: Wait calls alive
-// before it asks PID 1, which it does every twenty seconds or sooner and waits for.
-func (s *Shutdown) Wait(ctx context.Context, alive func() error) error {
+// returns ErrNoShutdown when none is under way, or begins within that time where it is not 0,
+// ErrCalledOff when one is so no more, and why ctx has ended. How long services take to stop
+// is PID 1's to bound.
+//
+// meanwhile is called every second or so while services stop; within 0, which is when one is
+// likely to be under way, also before that is known. Wait ends its context and waits for it.
+func (s *Shutdown) Wait(ctx context.Context, within time.Duration, meanwhile func(ctx context.Context)) error {
 	marked, stop, err := watchMark(s.Root)
 	if err == nil {
 		defer stop()
 	}
-	late, begun := s.Within == 0, false
-	meanwhile, end := s.meanwhile(ctx)
+	late, begun := within == 0, false
+	look, end := repeated(ctx, meanwhile)
 	defer end()
 	var begins <-chan time.Time
 	if late {
-		meanwhile() // as PID 1 may not answer before services have stopped, and then is to have all questions
+		look() // as PID 1 may not answer before services have stopped, and then is to have all questions
 	} else {
-		begins = time.After(s.Within)
+		begins = time.After(within)
 	}
 	for {
-		if err := alive(); err != nil {
+		if err := s.Alive(); err != nil {
 			return err
 		}
 		state, err := s.ask(ctx)
 		if state == stopping {
 			begun = true
-			meanwhile()
+			look()
 		}
 		switch {
 		case errors.Is(err, ErrManager) && ctx.Err() == nil: // it may be too busy to answer
@@ -113,18 +114,15 @@ func (s *Shutdown) Wait(ctx context.Context, alive func() error) error {
 	}
 }
 
-// meanwhile returns what begins to do Meanwhile, once, and what ends that and waits for
-// its end.
-func (s *Shutdown) meanwhile(ctx context.Context) (begin, end func()) {
-	if s.Meanwhile == nil {
-		return func() {}, func() {}
-	}
+// repeated returns what begins to do something again and again, once, and what ends that and
+// waits for its end.
+func repeated(ctx context.Context, do func(ctx context.Context)) (begin, end func()) {
 	ctx, stop := context.WithCancel(ctx)
 	var done sync.WaitGroup
 	begin = sync.OnceFunc(func() {
 		done.Go(func() {
 			for ctx.Err() == nil {
-				s.Meanwhile(ctx)
+				do(ctx)
 				select {
 				case <-time.After(rest):
 				case <-ctx.Done():

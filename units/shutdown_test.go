@@ -33,6 +33,10 @@ func shuttingDown(t *testing.T, states ...[2]string) *Reader {
 	})}
 }
 
+func nothing(context.Context) {}
+
+func isAlive() error { return nil }
+
 var (
 	runs    = [2]string{"inactive", "running"}
 	stops   = [2]string{"inactive", "stopping"}
@@ -41,12 +45,12 @@ var (
 
 func TestShutdownWaitsForTheMark(t *testing.T) {
 	root := t.TempDir()
-	s := Shutdown{Reader: shuttingDown(t, stops), Root: root}
 	times := 0
-	err := s.Wait(t.Context(), func() error {
+	s := Shutdown{Reader: shuttingDown(t, stops), Root: root, Alive: func() error {
 		times++
 		return errors.Join(os.Mkdir(filepath.Join(root, "other.slice"), 0o700), os.Mkdir(filepath.Join(root, stoppedSlice), 0o700))
-	})
+	}}
+	err := s.Wait(t.Context(), 0, nothing)
 	if err != nil || times != 1 {
 		t.Errorf("Wait: %v, called %d times", err, times)
 	}
@@ -77,56 +81,55 @@ func TestShutdownAsksWhereThereIsNoMark(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, root := range []string{old, filepath.Join(old, "none")} {
-		s := Shutdown{Reader: shuttingDown(t, stops, reached), Root: root}
 		times := 0
-		if err := s.Wait(t.Context(), func() error { times++; return nil }); err != nil || times != 2 {
+		s := Shutdown{Reader: shuttingDown(t, stops, reached), Root: root, Alive: func() error { times++; return nil }}
+		if err := s.Wait(t.Context(), 0, nothing); err != nil || times != 2 {
 			t.Errorf("Wait: %v, called %d times, want before each question", err, times)
 		}
 	}
-	s := Shutdown{Reader: shuttingDown(t, reached), Root: old}
-	if err := s.Wait(t.Context(), func() error { return nil }); err != nil {
+	s := Shutdown{Reader: shuttingDown(t, reached), Root: old, Alive: isAlive}
+	if err := s.Wait(t.Context(), 0, nothing); err != nil {
 		t.Errorf("when all has stopped already: %v", err)
 	}
 }
 
 func TestShutdownThatIsNone(t *testing.T) {
+	for name, c := range map[string]struct {
+		states [][2]string
+		within time.Duration
+		want   error
+	}{
+		"none":            {[][2]string{runs}, 0, ErrNoShutdown},
+		"none in time":    {[][2]string{runs}, 10 * time.Millisecond, ErrNoShutdown},
+		"one that begins": {[][2]string{runs, stops, reached}, time.Hour, nil},
+		"one called off":  {[][2]string{stops, runs}, 0, ErrCalledOff},
+	} {
+		s := Shutdown{Reader: shuttingDown(t, c.states...), Root: "/nowhere", Alive: isAlive}
+		if err := s.Wait(t.Context(), c.within, nothing); !errors.Is(err, c.want) {
+			t.Errorf("%s: Wait: %v, want %v", name, err, c.want)
+		}
+	}
 	called := errors.New("called")
-	s := Shutdown{Reader: shuttingDown(t, runs), Root: t.TempDir()}
-	if err := s.Wait(t.Context(), func() error { return nil }); !errors.Is(err, ErrNoShutdown) {
-		t.Errorf("Wait on a machine that runs: %v", err)
-	}
-	s.Within = 10 * time.Millisecond
-	if err := s.Wait(t.Context(), func() error { return nil }); !errors.Is(err, ErrNoShutdown) {
-		t.Errorf("Wait for a shutdown that does not begin: %v", err)
-	}
-	s = Shutdown{Reader: shuttingDown(t, runs, stops, reached), Root: "/nowhere", Within: time.Hour}
-	if err := s.Wait(t.Context(), func() error { return nil }); err != nil {
-		t.Errorf("Wait for a shutdown that begins: %v", err)
-	}
-	s = Shutdown{Reader: shuttingDown(t, stops, runs), Root: "/nowhere"}
-	if err := s.Wait(t.Context(), func() error { return nil }); !errors.Is(err, ErrCalledOff) {
-		t.Errorf("Wait for a shutdown that is called off: %v", err)
-	}
-	s = Shutdown{Reader: shuttingDown(t, stops), Root: t.TempDir()}
-	if err := s.Wait(t.Context(), func() error { return called }); !errors.Is(err, called) {
+	s := Shutdown{Reader: shuttingDown(t, stops), Root: t.TempDir(), Alive: func() error { return called }}
+	if err := s.Wait(t.Context(), 0, nothing); !errors.Is(err, called) {
 		t.Errorf("Wait: %v, want what it was told", err)
 	}
 }
 
 func TestShutdownIsWaitedForAsLongAsAllowed(t *testing.T) {
 	why := errors.New("it is told to end")
-	s := Shutdown{Reader: shuttingDown(t, stops), Root: t.TempDir()}
 	ctx, stop := context.WithCancelCause(t.Context())
-	if err := s.Wait(ctx, func() error { stop(why); return nil }); !errors.Is(err, why) {
+	s := Shutdown{Reader: shuttingDown(t, stops), Root: t.TempDir(), Alive: func() error { stop(why); return nil }}
+	if err := s.Wait(ctx, 0, nothing); !errors.Is(err, why) {
 		t.Errorf("Wait: %v, want %v", err, why)
 	}
 	// PID 1 is too busy to answer, but is to know that the service is alive when it goes on,
 	// and sets its mark nevertheless.
 	root := t.TempDir()
 	hangsUp := bulktest.Serve(t, func(*bulktest.Peer) { _ = os.Mkdir(filepath.Join(root, stoppedSlice), 0o700) })
-	s = Shutdown{Reader: &Reader{Socket: hangsUp}, Root: root}
 	times := 0
-	if err := s.Wait(t.Context(), func() error { times++; return nil }); err != nil || times == 0 {
+	s = Shutdown{Reader: &Reader{Socket: hangsUp}, Root: root, Alive: func() error { times++; return nil }}
+	if err := s.Wait(t.Context(), 0, nothing); err != nil || times == 0 {
 		t.Errorf("Wait without an answer: %v, called %d times", err, times)
 	}
 }
@@ -139,37 +142,33 @@ func TestNoAnswerIsWaitedForToDoSomethingMeanwhile(t *testing.T) {
 		<-begun
 		_ = os.Mkdir(filepath.Join(root, stoppedSlice), 0o700)
 	})
-	s := Shutdown{Reader: &Reader{Socket: silent}, Root: root, Meanwhile: func(ctx context.Context) {
+	s := Shutdown{Reader: &Reader{Socket: silent}, Root: root, Alive: isAlive}
+	if err := s.Wait(t.Context(), 0, func(ctx context.Context) {
 		close(begun)
 		<-ctx.Done()
-	}}
-	if err := s.Wait(t.Context(), func() error { return nil }); err != nil {
+	}); err != nil {
 		t.Errorf("Wait: %v", err)
 	}
 }
 
-// Meanwhile begins when services stop, and has ended when Wait has.
+// It begins when services stop, and has ended when Wait has.
 func TestSomethingIsDoneWhileServicesStop(t *testing.T) {
 	root := t.TempDir()
 	times, ended := 0, false
-	s := Shutdown{
-		Reader: shuttingDown(t, runs, stops), Root: root, Within: time.Hour,
-		Meanwhile: func(ctx context.Context) {
-			if times++; times > 1 {
-				_ = os.Mkdir(filepath.Join(root, stoppedSlice), 0o700)
-				<-ctx.Done()
-				ended = true
-			}
-		},
-	}
-	if err := s.Wait(t.Context(), func() error { return nil }); err != nil || times != 2 || !ended {
+	s := Shutdown{Reader: shuttingDown(t, runs, stops), Root: root, Alive: isAlive}
+	err := s.Wait(t.Context(), time.Hour, func(ctx context.Context) {
+		if times++; times > 1 {
+			_ = os.Mkdir(filepath.Join(root, stoppedSlice), 0o700)
+			<-ctx.Done()
+			ended = true
+		}
+	})
+	if err != nil || times != 2 || !ended {
 		t.Errorf("Wait: %v, done %d times, ended %v", err, times, ended)
 	}
-	s = Shutdown{
-		Reader: shuttingDown(t, runs), Root: t.TempDir(), Within: 10 * time.Millisecond,
-		Meanwhile: func(context.Context) { t.Error("done though nothing stops") },
-	}
-	if err := s.Wait(t.Context(), func() error { return nil }); !errors.Is(err, ErrNoShutdown) {
+	s = Shutdown{Reader: shuttingDown(t, runs), Root: t.TempDir(), Alive: isAlive}
+	err = s.Wait(t.Context(), 10*time.Millisecond, func(context.Context) { t.Error("done though nothing stops") })
+	if !errors.Is(err, ErrNoShutdown) {
 		t.Errorf("Wait on a machine that runs: %v", err)
 	}
 }

@@ -18,9 +18,9 @@ import (
 type Rules struct {
 	*Config
 	Register generator.Register
-	// Loaded says that PID 1 has loaded the units from the files that Register is
+	// loaded says that PID 1 has loaded the units from the files that Register is
 	// from, which may have changed since then where the generator has not run.
-	Loaded bool
+	loaded bool
 }
 
 // errMasked says that nothing is carried.
@@ -45,8 +45,17 @@ func LoadRules(root string) (*Rules, []error) {
 	if r.Register.Masked() {
 		problems = append(problems, errMasked)
 	}
-	r.Loaded = err == nil && !r.Register.Masked()
+	r.loaded = err == nil && !r.Register.Masked()
 	return r, problems
+}
+
+// Facts returns what the files of a unit say, or those of its template. loaded reports whether
+// PID 1 has made of them just what the facts say. Of an instance of a template that it has
+// loaded later that is not true if they were changed and no daemon-reload followed, which PID 1
+// has to be asked for.
+func (r *Rules) Facts(unit string) (facts generator.Facts, loaded bool) {
+	facts, found := r.Register.Lookup(unit)
+	return facts, found && r.loaded && !facts.Unclear
 }
 
 // Excluded reports whether a unit is to be left alone, by either, or with all others

@@ -30,8 +30,8 @@ func TestRulesAreThoseOfTheUnitFilesWithoutTheGenerator(t *testing.T) {
 	if len(problems) != 1 || !errors.Is(problems[0], generator.ErrNotRun) {
 		t.Errorf("problems: %v, want ErrNotRun", problems)
 	}
-	if rules.Loaded {
-		t.Error("the files are taken for what PID 1 has loaded")
+	if facts, loaded := rules.Facts("required.service"); loaded || facts.Fragment == "" {
+		t.Errorf("the files are taken for what PID 1 has loaded: %v, %+v", loaded, facts)
 	}
 	for name, want := range map[string]struct{ required, excluded bool }{
 		"required.service": {true, false}, "left.service": {false, true}, "other.service": {false, false},
@@ -75,8 +75,9 @@ func TestWithFdbridgedMaskedAllUnitsAreLeftAlone(t *testing.T) {
 		if !strings.Contains(fmt.Sprint(said), "fdbridged.service is masked: fdbridge carries no fd store") || errors.Is(said, generator.ErrNotRun) == ran {
 			t.Errorf("generator run %v: problems: %v", ran, problems)
 		}
-		if !rules.Register.Masked() || rules.Loaded || !rules.Excluded("required.service") || rules.Required("required.service") || rules.AnyRequired() {
-			t.Errorf("generator run %v: masked %v, loaded %v, excluded %v, required %v, any required %v", ran, rules.Register.Masked(), rules.Loaded,
+		_, loaded := rules.Facts("required.service")
+		if !rules.Register.Masked() || loaded || !rules.Excluded("required.service") || rules.Required("required.service") || rules.AnyRequired() {
+			t.Errorf("generator run %v: masked %v, loaded %v, excluded %v, required %v, any required %v", ran, rules.Register.Masked(), loaded,
 				rules.Excluded("required.service"), rules.Required("required.service"), rules.AnyRequired())
 		}
 	}
@@ -101,6 +102,36 @@ func TestExcludedIsTheSameForWhoRunsOn(t *testing.T) {
 	} {
 		if rules.Excluded(name) != want || current.Excluded(name) != want {
 			t.Errorf("%s: Excluded %v, and for who runs on %v, want %v", name, rules.Excluded(name), current.Excluded(name), want)
+		}
+	}
+}
+
+// Who a unit is need not be asked when the generator knows what PID 1 has made of its files.
+func TestFactsAreThoseThatPID1HasLoaded(t *testing.T) {
+	const unit = "[Service]\nExecStart=/bin/x\nFileDescriptorStoreMax=1\nFileDescriptorStorePreserve=yes\n"
+	root := unitfiletest.Tree(t, txtar.Parse([]byte("-- dev/liveupdate --\n-- run/systemd/generator/none --\n"+
+		"-- etc/systemd/system/a.service --\n"+unit+"User=u\nGroup=g\n"+
+		"-- etc/systemd/system/t@.service --\n"+unit+"User=v\n"+
+		"-- etc/systemd/system/up.service --\n"+unit+"User=%p\n")))
+	_, err := generator.Run(generator.Options{
+		Root: root, Dir: filepath.Join(root, generator.Dir), Path: unitfile.SearchPath("", false),
+		Exclude: func() (func(string) bool, []error) { return func(string) bool { return false }, nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rules, problems := config.LoadRules(root)
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	for name, want := range map[string]struct {
+		user, group string
+		loaded      bool
+	}{
+		"a.service": {"u", "g", true}, "t@1.service": {"v", "", true}, "up.service": {"%p", "", false}, "other.service": {},
+	} {
+		if facts, loaded := rules.Facts(name); facts.User != want.user || facts.Group != want.group || loaded != want.loaded {
+			t.Errorf("%s: %+v, loaded %v, want %+v", name, facts, loaded, want)
 		}
 	}
 }

@@ -3,12 +3,10 @@
 package main
 
 import (
+	"cmp"
 	"errors"
-	"fmt"
 	"os"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/fdbridge/fdbridge/bridge"
 	"github.com/fdbridge/fdbridge/bridge/journal"
@@ -24,8 +22,12 @@ func arrival() error {
 		return err
 	}
 	a := bridge.Arrival{
-		Record: bridge.RecordFile, Lost: bridge.LostFile, BootID: origin.BootID,
-		Handover: handover, Log: journal.Native("fdbridged"),
+		Record: bridge.RecordFile, Lost: bridge.LostFile, BootID: origin.BootID, Device: session.Path,
+		Status: func() (status *wire.Status, err error) {
+			err = wire.Ask(wire.Path, wire.OpStatus, func(answer *wire.Answer) { status = cmp.Or(answer.Status, status) })
+			return status, err
+		},
+		Log: journal.Native("fdbridged"),
 	}
 	err = a.Review()
 	if errors.Is(err, bridge.ErrUnsettled) { // fdbridged starts this again when it is
@@ -33,21 +35,4 @@ func arrival() error {
 		return nil
 	}
 	return err
-}
-
-// handover asks fdbridged. A kernel without live update has taken nothing over.
-func handover() (found *wire.Handover, err error) {
-	if _, err := os.Stat(session.Path); errors.Is(err, unix.ENOENT) {
-		return nil, nil
-	}
-	unknown := ""
-	err = wire.Ask(wire.Path, wire.OpStatus, func(answer *wire.Answer) {
-		if answer.Status != nil {
-			found, unknown = answer.Status.Handover, answer.Status.Unknown
-		}
-	})
-	if err == nil && unknown != "" {
-		err = fmt.Errorf("%w: %s", bridge.ErrUnsettled, unknown)
-	}
-	return found, err
 }

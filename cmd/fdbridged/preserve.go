@@ -22,7 +22,7 @@ import (
 // calls the kexec off. Started before the shutdown begins, it prepares the live update.
 func preserve(ctx context.Context) error {
 	log := journal.Kernel("fdbridge")
-	socket, err := notify.Open(os.Getenv("NOTIFY_SOCKET"), bridge.MessageTimeout)
+	socket, err := notify.Open(os.Getenv("NOTIFY_SOCKET"), bridge.PreserveMessageTimeout)
 	if err != nil {
 		return err
 	}
@@ -78,20 +78,29 @@ func newUpdate(socket *notify.Socket, log *journal.Log) (*bridge.Update, error) 
 		Warnings:   log.Recall(),
 	}
 	stores.Seen = preserver.Draft
-	r := &rules{preserver: preserver, stores: stores, log: log}
-	stores.Known = r.known
+	shutdown := units.Shutdown{
+		Reader: stores.Reader, Root: units.CgroupRoot,
+		Alive: func() error { return socket.ExtendTimeout(bridge.AliveTimeout) },
+	}
+	reload := func() *config.Rules {
+		rules, problems := config.LoadRules("/")
+		for _, problem := range problems {
+			log.Warning("%v", problem)
+		}
+		stores.Excluded = rules.Excluded
+		stores.Known = func(s *units.Store) bool {
+			facts, loaded := rules.Facts(s.Unit)
+			if loaded {
+				s.FragmentPath, s.User, s.Group = facts.Fragment, facts.User, facts.Group
+			}
+			return loaded
+		}
+		return rules
+	}
 	return &bridge.Update{
-		Preserver: preserver, Ahead: stores, Reload: r.reload, Wait: waitFor(stores.Reader, socket),
+		Preserver: preserver, Ahead: stores, Reload: reload, Wait: shutdown.Wait,
 		Manager: socket, Stop: stopSelf, Exit: func() { os.Exit(1) }, DropIn: bridge.PreparedDropIn, Log: log,
 	}, nil
-}
-
-// waitFor returns what an Update waits with.
-func waitFor(reader *units.Reader, socket *notify.Socket) func(context.Context, time.Duration, func(context.Context)) error {
-	return func(ctx context.Context, within time.Duration, meanwhile func(context.Context)) error {
-		shutdown := units.Shutdown{Reader: reader, Root: units.CgroupRoot, Within: within, Meanwhile: meanwhile}
-		return shutdown.Wait(ctx, func() error { return socket.ExtendTimeout(bridge.StopTimeout) })
-	}
 }
 
 // stopSelf asks the service manager to stop this service.
@@ -101,34 +110,4 @@ func stopSelf(ctx context.Context) error {
 		return err
 	}
 	return errors.Join(manager.Stop(ctx, bridge.PreserveUnit), manager.Close())
-}
-
-// rules are those that an Update goes by.
-type rules struct {
-	config.Rules
-	preserver *bridge.Preserver
-	stores    *units.Ahead // the preserver's
-	log       *journal.Log
-}
-
-func (r *rules) reload() bridge.Limits {
-	found, problems := config.LoadRules("/")
-	for _, problem := range problems {
-		r.log.Warning("%v", problem)
-	}
-	r.Rules = *found
-	r.stores.Excluded = found.Excluded
-	r.preserver.Excluded, r.preserver.Required, r.preserver.Early = found.Excluded, found.Required, found.Early
-	r.preserver.Partly = !found.AnyRequired()
-	return bridge.Limits{Prepare: found.PrepareTimeout, Preserve: found.PreserveTimeout, Masked: found.Register.Masked()}
-}
-
-// known fills in what the generator has found in a unit's files, if that is what
-// PID 1 has made of them: a delivery compares it with what PID 1 says then.
-func (r *rules) known(s *units.Store) bool {
-	facts, ok := r.Register.Lookup(s.Unit)
-	if ok = ok && r.Loaded && !facts.Unclear; ok {
-		s.FragmentPath, s.User, s.Group = facts.Fragment, facts.User, facts.Group
-	}
-	return ok
 }

@@ -149,7 +149,7 @@ func newHolder(socket *notify.Socket, reader *units.Reader, log *journal.Log) *b
 // changed, and its store not emptied. No order of the units does it, as that would have
 // preserving wait, too. One that only prepares is not waited for.
 func preserveEnded(ctx context.Context, reader *units.Reader) error {
-	return reader.Follow(ctx, bridge.PreserveUnit, bridge.EndTimeout, func(s units.Service) bool {
+	return reader.Follow(ctx, bridge.PreserveUnit, bridge.PreserveEndTimeout, func(s units.Service) bool {
 		return s.Active != "active" && s.Active != "deactivating"
 	})
 }

@@ -9,7 +9,8 @@
 // of [Before], then [Prepare], whose sessions the caller keeps open over the
 // kexec, then the checks of [After]. Each check stands alone, leaves nothing
 // behind, and expects of a Fake exactly what Linux 7.2 does; [Real] has the few
-// that a Fake cannot pass.
+// that a Fake cannot pass. A check is run in a subtest, whose *testing.T is a [T], or, where
+// there is no go test, by package conform.
 //
 // What needs systemd or a unit does not belong here.
 package sessiontest

@@ -308,32 +308,36 @@ func TestASessionThatIsInTheStoreAlreadyIsHeldNoLonger(t *testing.T) {
 }
 
 // The kernel was replaced together with the systemd that made none yet.
+// Links tell the names of sessions up to 38 bytes.
 func TestASessionThatCameReplacesOneThatSystemdHasMade(t *testing.T) {
-	w := newWorld(t)
-	for _, unit := range []string{"luo.service", "another.service"} {
-		w.add(unit, "yes")
+	for _, of := range []string{"luo.service", "luo-with-a-long-name.service"} {
+		t.Run(of, func(t *testing.T) { replacesMade(t, of) })
 	}
+}
+
+func replacesMade(t *testing.T, of string) {
+	w := newWorld(t)
+	w.add(of, "yes")
 	d := w.daemon()
-	if err := w.luo(d.socket, "luo.service", "s"); err != nil {
+	if err := w.luo(d.socket, of, "s"); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.storedSession("luo.service", "s").Preserve(fdtest.MemfdWith(t, "S"), 1); err != nil {
+	if err := w.storedSession(of, "s").Preserve(fdtest.MemfdWith(t, "S"), 1); err != nil {
 		t.Fatal(err)
 	}
 	w.kexec(w.preserve())
 	d = w.daemon()
-	if err := w.luo(d.socket, "another.service", "s"); err != nil {
+	// Systemd 262 calls it by the unit's name and 24 hexadecimal digits.
+	made := w.forge(of+"-0123456789abcdef01234567", &kho.Index{})
+	defer made.Close()
+	if err := (keeper{m: w.manager, unit: of}).Store("s", made.FD()); err != nil {
 		t.Fatal(err)
 	}
-	made := w.storedSession("another.service", "s")
-	if err := (keeper{m: w.manager, unit: "luo.service"}).Store("s", made.FD()); err != nil {
+	if err := w.luo(d.socket, of, "s"); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.luo(d.socket, "luo.service", "s"); err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff([]string{"s"}, w.names("luo.service")); diff != "" {
+	if diff := cmp.Diff([]string{"s"}, w.names(of)); diff != "" {
 		t.Errorf("store (-want +got):\n%s", diff)
 	}
-	holds(t, w.storedSession("luo.service", "s"), 1, "S")
+	holds(t, w.storedSession(of, "s"), 1, "S")
 }

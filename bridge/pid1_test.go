@@ -238,6 +238,9 @@ func (m *manager) store(name string) (units.Store, error) {
 		}
 		if name, err := session.Adopt(m.kernel, e.FD).Name(); err == nil {
 			link, st.Mode = "anon_inode:[luo_session] "+name, 0
+			if len(name) > 38 { // the kernel cannot show it
+				link = ""
+			}
 		}
 		if e.Name == ownSession {
 			link, st.Mode = "anon_inode:[luo_session] it", 0

@@ -265,7 +265,7 @@ func (s *Server) luoSession(ctx context.Context, store *units.Store, name string
 			continue
 		case !s.Holder.holdsSession(answer.Session):
 			return nil, nil
-		case e.MayBeSession(answer.Session):
+		case e.IsSession(answer.Session):
 			answer.Came = true
 			return nil, nil
 		}

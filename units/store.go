@@ -59,12 +59,6 @@ func (e *Entry) Session() bool {
 	return strings.HasPrefix(e.Path, sessionLink) || e.Path == "" && e.Mode&unix.S_IFMT == 0
 }
 
-// MayBeSession tells whether the entry is the session that the kernel has by this name,
-// or one whose name is not shown.
-func (e *Entry) MayBeSession(name string) bool {
-	return e.Session() && (e.Path == "" || e.Path == sessionLink+" "+name)
-}
-
 // IsSession tells whether the entry is the session that the kernel has by this name, which has
 // at most 38 bytes: links of longer ones are not shown.
 func (e *Entry) IsSession(name string) bool { return e.Path == sessionLink+" "+name }

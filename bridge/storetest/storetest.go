@@ -62,7 +62,7 @@ func Checks() []conform.Check[Subject] {
 		{Name: "all of a name are removed", Run: removed},
 		{Name: "an entry says which file it is", Run: identity},
 		{Name: "an entry is duplicated as the open file that was stored", Run: duplicated},
-		{Name: "sessions are told by their names and not counted", Run: sessions},
+		{Name: "sessions are told by names of up to 38 bytes and not counted", Run: sessions},
 	}
 }
 
@@ -157,24 +157,35 @@ func duplicated(t conform.T, s Subject) {
 func sessions(t conform.T, s Subject) {
 	ctx, stop := context.WithTimeout(context.Background(), time.Minute)
 	defer stop()
+	const shown = "storetest of a name with 38 bytes, yes"
+	s.store(t, "short", s.session(ctx, t, shown))
+	s.store(t, "long", s.session(ctx, t, shown+"!"))
+	s.store(t, "a", memfd(t))
+	entries := s.has(t, "a", "long", "short")
+	if e := entries[2]; !e.IsSession(shown) || !e.Session() {
+		t.Errorf("the entry is %+v, and not known to be the session", e)
+	}
+	if e := entries[1]; e.IsSession(shown+"!") || !e.Session() || e.Path != "" {
+		t.Errorf("the entry is %+v, which the kernel does not show", e)
+	}
+	stored, err := s.PID1.Stored(ctx, []string{s.Unit})
+	if err != nil || stored[s.Unit] != 1 {
+		t.Errorf("%d fds are stored besides the sessions: %v, want 1", stored[s.Unit], err)
+	}
+}
+
+// session makes a session, which the end of the check closes.
+func (s Subject) session(ctx context.Context, t conform.T, name string) *fd.FD {
+	t.Helper()
 	device, err := session.OpenWait(ctx, s.Kernel, session.Path)
 	if err != nil {
 		t.Fatalf("%v", err)
 	}
-	of, err := device.Create("storetest")
+	of, err := device.Create(name)
 	if closed := device.Close(); err != nil || closed != nil {
 		t.Fatalf("%v, %v", err, closed)
 	}
-	own(t, of.FD())
-	s.store(t, "s", of.FD())
-	s.store(t, "a", memfd(t))
-	if entry := s.has(t, "a", "s")[1]; !entry.IsSession("storetest") || !entry.Session() {
-		t.Errorf("the entry is %+v, and not known to be the session", entry)
-	}
-	stored, err := s.PID1.Stored(ctx, []string{s.Unit})
-	if err != nil || stored[s.Unit] != 1 {
-		t.Errorf("%d fds are stored besides the session: %v, want 1", stored[s.Unit], err)
-	}
+	return own(t, of.FD())
 }
 
 // store stores f; the end of the check removes it.

@@ -52,7 +52,8 @@ type Arrival struct {
 }
 
 // Review reports, once, what was lost with a live update that did not arrive:
-// each unit, the number of its fds, and the sessions of its own. It does so when the power was cut, or the
+// each unit, the number of its fds, the names of those that were not carried anyway, and the
+// sessions of its own. It does so when nothing could be carried, the power was cut, or the
 // kexec failed, or the next kernel could not take the state over; one that was
 // called off has lost nothing. The error is that it could not be found out; the
 // record then stays for the next try, as with ErrUnsettled and those of Status.
@@ -75,6 +76,7 @@ func (a *Arrival) Review() error {
 	}
 	if !arrived {
 		a.Log.ErrOf(journal.About{Kind: journal.Lost}, "%s", neverArrived(index))
+		repeat(a.Log, index)
 		for _, u := range index.Units {
 			if u.Entries > 0 {
 				a.Log.ErrOf(journal.About{Kind: journal.Lost, Unit: u.Unit}, "%s: %d fds are lost", u.Unit, u.Entries)
@@ -124,15 +126,19 @@ const maxNamed = 10
 // neverArrived says what was lost in a sentence.
 func neverArrived(index *kho.Index) string {
 	var named []string
+	lost, of := 0, 0
 	for _, u := range index.Totals() {
-		if u.Entries > 0 && len(named) < maxNamed {
-			named = append(named, fmt.Sprintf("%s (%d)", u.Unit, u.Entries))
+		n := u.Entries + u.Lost
+		if n == 0 {
+			continue
+		}
+		if lost, of = lost+n, of+1; len(named) < maxNamed {
+			named = append(named, fmt.Sprintf("%s (%d)", u.Unit, n))
 		}
 	}
-	of := handover(index)
 	text := fmt.Sprintf("The live update of %s from Linux %s has not arrived in this kernel: %d fds of %d units are lost: %s",
-		began(index), of.Release, of.Entries, of.Units, strings.Join(named, ", "))
-	if more := of.Units - len(named); more > 0 {
+		began(index), index.Origin.Kernel, lost, of, strings.Join(named, ", "))
+	if more := of - len(named); more > 0 {
 		text += fmt.Sprintf(" and %d more, which the log of fdbridge-arrival.service names", more)
 	}
 	return text

@@ -29,6 +29,7 @@ func TestALiveUpdateThatDidNotArriveIsReportedOnce(t *testing.T) {
 				{Unit: "b.service", Lost: []kho.LostEntry{{Name: "p", Type: "pipe", Reason: "no"}}},
 			},
 			Services: []kho.Service{kho.NewService("vm.service", "guest", kho.Identity{})},
+			Messages: []string{"it is late"},
 		}
 		data, err := x.Encode()
 		if err != nil {
@@ -51,8 +52,10 @@ func TestALiveUpdateThatDidNotArriveIsReportedOnce(t *testing.T) {
 		"called off":                     {record: index(here), err: unanswered},
 		"arrived":                        {record: index(before), status: &wire.Status{Handover: &arrived}},
 		"nothing arrived":                {record: index(before), status: &wire.Status{}, lost: true, says: "a.service: 3 fds are lost"},
+		"what was not carried anyway":    {record: index(before), status: &wire.Status{}, lost: true, says: "b.service: The fd \"p\" (pipe) was lost with the live update: no"},
+		"a message did not arrive":       {record: index(before), status: &wire.Status{}, lost: true, says: "<4>Before the live update: it is late"},
 		"a session did not arrive":       {record: index(before), status: &wire.Status{}, lost: true, says: "vm.service: Its session \"guest\" is lost"},
-		"another one arrived":            {record: index(before), status: &wire.Status{Handover: &later}, lost: true, says: "3 fds of 1 units"},
+		"another one arrived":            {record: index(before), status: &wire.Status{Handover: &later}, lost: true, says: "4 fds of 2 units are lost: a.service (3), b.service (1)"},
 		"a kernel without live update":   {record: index(before), without: true, err: unanswered, lost: true, says: "a.service: 3 fds are lost"},
 		"the power was cut in the midst": {record: index(before)[:40], says: "not known"},
 		"fdbridged cannot be asked":      {record: index(before), err: unanswered},

@@ -174,9 +174,7 @@ func (p *Preserver) Run(ctx context.Context) (_ *Preserved, err error) {
 	if err := seal(index, done.Index); err != nil {
 		return nil, fmt.Errorf("the index of the sessions: %w", err)
 	}
-	if err := p.Record(done.Index); err != nil {
-		p.Log.Warning("Should the live update not arrive, the next boot cannot say what was lost: %v", err)
-	}
+	p.record(done.Index)
 	p.Log.Info("%s", done.Summary())
 	var left time.Duration
 	if len(done.finished)+len(done.rescued) > 0 {
@@ -217,7 +215,7 @@ func (p *Preserver) empty(ctx context.Context, done *Preserved) {
 const giveUpTimeout = 10 * time.Second
 
 // GiveUp logs what is not carried by a live update that goes on though Run has
-// failed, and why.
+// failed, and why, and records it for the next boot, unless the service manager may carry it.
 func (p *Preserver) GiveUp(ctx context.Context, why error) {
 	ctx, stop := context.WithTimeout(ctx, giveUpTimeout)
 	defer stop()
@@ -226,29 +224,51 @@ func (p *Preserver) GiveUp(ctx context.Context, why error) {
 		by = " by fdbridge, but maybe by the service manager"
 	}
 	p.Log.Err("No fd store will be carried into the next kernel%s: %v", by, why)
+	index := kho.Index{Origin: p.Origin}
 	var own *units.Store
 	var rescued []units.Entry
 	err := p.Stores.EachStore(ctx, func(s *units.Store) {
-		switch s.Unit {
-		case OwnUnit:
+		switch {
+		case s.Unit == OwnUnit:
 			own = s
-		case PreserveUnit:
+		case s.Unit == PreserveUnit:
 			rescued = s.Entries
+		case s.OptedIn() && !p.Excluded(s.Unit):
+			index.Units = append(index.Units, lostStore(s))
 		}
-		if !s.OptedIn() || p.Excluded(s.Unit) {
-			return
-		}
-		var names []string
-		for i := range s.Entries {
-			names = append(names, fmt.Sprintf("%q (%s)", s.Entries[i].Name, s.Entries[i].Type()))
-		}
-		p.Log.Err("%s: Not carried%s are the fds %s", s.Unit, by, strings.Join(names, ", "))
 	})
 	if own != nil {
 		p.giveUpOwn(own, rescued)
 	}
 	if err != nil {
 		p.Log.Err("Not every fd store can be read, there may be more that is not carried: %v", err)
+	}
+	index.Messages = p.Warnings() // without those of what the index has by itself
+	for _, u := range index.Units {
+		var names []string
+		for _, lost := range u.Lost {
+			names = append(names, fmt.Sprintf("%q (%s)", lost.Name, lost.Type))
+		}
+		p.Log.Err("%s: Not carried%s are the fds %s", u.Unit, by, strings.Join(names, ", "))
+	}
+	if by == "" {
+		p.record(&index)
+	}
+}
+
+// lostStore is what an index says of a store of which nothing is carried.
+func lostStore(s *units.Store) kho.IndexUnit {
+	u := kho.IndexUnit{Unit: s.Unit}
+	for i := range s.Entries {
+		u.Lost = append(u.Lost, kho.LostEntry{Name: s.Entries[i].Name, Type: s.Entries[i].Type(), Reason: "nothing could be preserved"})
+	}
+	return u
+}
+
+// record puts an index where the next boot finds it.
+func (p *Preserver) record(index *kho.Index) {
+	if err := p.Record(index); err != nil {
+		p.Log.Warning("Should the live update not arrive, the next boot cannot say what was lost: %v", err)
 	}
 }
 

@@ -479,6 +479,9 @@ func TestWhatIsHeldAndNotCarriedIsNamed(t *testing.T) {
 			if strings.Contains(w.logged(), "b.service: Not carried are the 1 fds that are held") {
 				t.Errorf("what was delivered is not held:\n%s", w.logged())
 			}
+			if w.recorded != nil && w.recorded.Messages != nil {
+				t.Errorf("what may be carried is recorded as lost: %+v", w.recorded)
+			}
 		})
 	}
 }
@@ -498,6 +501,15 @@ func TestWhatALiveUpdateWithoutFdbridgeDoesNotCarryIsNamed(t *testing.T) {
 	}
 	if strings.Contains(w.logged(), "excluded") {
 		t.Errorf("the log names a unit that is excluded:\n%s", w.logged())
+	}
+	// The next boot is to say it again.
+	const why = "nothing could be preserved"
+	want := []kho.IndexUnit{{Unit: "a.service", Lost: []kho.LostEntry{{Name: "p", Type: "pipe", Reason: why}, {Name: "x", Type: "memfd", Reason: why}}}}
+	if diff := cmp.Diff(want, w.recorded.Units); diff != "" {
+		t.Errorf("recorded (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"No fd store will be carried into the next kernel: it is broken"}, w.recorded.Messages); diff != "" {
+		t.Errorf("recorded messages (-want +got):\n%s", diff)
 	}
 	w.err = errors.New("no answer")
 	w.preserver().GiveUp(t.Context(), errors.New("it is broken"))

@@ -175,8 +175,7 @@ func (h *Holder) open(ctx context.Context, again bool) error {
 	return nil
 }
 
-// report logs what the live update has brought and lost: what its own kernel has
-// logged of that is in no journal. The caller has h.mu.
+// report logs what the live update has brought and lost. The caller has h.mu.
 func (h *Holder) report() {
 	if h.index == nil {
 		return
@@ -184,12 +183,18 @@ func (h *Holder) report() {
 	summary := handover(h.index)
 	h.Log.InfoOf(journal.About{Kind: journal.Restored}, "The live update from Linux %s has brought %d fds of %d units.",
 		summary.Release, summary.Entries, summary.Units)
-	for _, message := range h.index.Messages {
-		h.Log.Warning("Before the live update: %s", message)
+	repeat(h.Log, h.index)
+}
+
+// repeat logs what was lost with a live update, and what needs attention: what its own kernel
+// has logged of that is in no journal.
+func repeat(log *journal.Log, index *kho.Index) {
+	for _, message := range index.Messages {
+		log.Warning("Before the live update: %s", message)
 	}
-	for _, u := range h.index.Units {
+	for _, u := range index.Units {
 		for _, lost := range u.Lost {
-			h.Log.ErrOf(journal.About{Kind: journal.Lost, Unit: u.Unit, FD: lost.Name},
+			log.ErrOf(journal.About{Kind: journal.Lost, Unit: u.Unit, FD: lost.Name},
 				"%s: The fd %q (%s) was lost with the live update: %s", u.Unit, lost.Name, lost.Type, lost.Reason)
 		}
 	}

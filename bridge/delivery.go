@@ -53,23 +53,39 @@ func (s *Server) deliver(ctx context.Context, conn *wire.Conn, request *wire.Req
 		return s.refuse(ctx, conn, unit, p, err)
 	}
 	err = s.attend(conn, d)
-	if err != nil && ctx.Err() == nil {
-		// No problem: it is what happens when a unit is stopped while it starts.
-		s.Log.WarningOf(journal.About{Kind: journal.Held, Unit: unit, Session: d.Sessions[0]},
-			"%s: The delivery of session %s was broken off, and it is held on: %v; if the unit was started with a part of its fds, %s",
-			unit, d.Sessions[0], err, advice(unit, d.Unit))
+	switch {
+	case err == nil:
 		return nil
+	case ctx.Err() != nil:
+		return fmt.Errorf("%s: The delivery of session %s goes on with the next fdbridged: %w", unit, d.Sessions[0], err)
 	}
-	if err != nil {
-		err = fmt.Errorf("%s: The delivery of session %s goes on with the next fdbridged: %w", unit, d.Sessions[0], err)
-	}
-	return err
+	return s.brokenOff(d, err)
 }
 
-// advice is how a unit whose store has fds gets what is held.
-func advice(unit, held string) string {
-	return fmt.Sprintf("stop it (\"systemctl reset-failed\" if it has failed), empty its store with \"systemctl clean --what=fdstore %s\" "+
-		"and start it to give it all that is held, or let go of that with \"fdbridgectl drop %s\"", unit, held)
+// brokenOff is the end of a delivery whose client has gone without a word, as one that was
+// killed. It is no problem: it is what happens when a unit is stopped while it starts.
+func (s *Server) brokenOff(d *delivery, why error) error {
+	about := journal.About{Kind: journal.Held, Unit: d.to, Session: d.Sessions[0]}
+	if d.storing {
+		s.Log.WarningOf(about, "%s: The delivery of session %s was broken off, and it is held on: %v; the unit may have been started with some of its fds: %s",
+			d.to, d.Sessions[0], why, advice(d.to, d.Unit, true))
+		return nil
+	}
+	s.Log.WarningOf(about, "%s: The delivery of session %s was broken off before anything of it was in the unit's store, and it is held on for the next start: %v",
+		d.to, d.Sessions[0], why)
+	return errors.Join(s.Holder.ended(d.holding), s.Holder.Keeper.Flush())
+}
+
+// advice is how a unit gets what is held that may have fds of it already, or has others.
+// Only an administrator can say so when a delivery was begun: the unit may have done its
+// work with these fds.
+func advice(unit, held string, begun bool) string {
+	decide := ""
+	if begun {
+		decide = fmt.Sprintf("decide so with \"fdbridgectl deliver %s --as %s\", ", held, unit)
+	}
+	return fmt.Sprintf("to give it all that is held, stop it (\"systemctl reset-failed\" if it has failed), empty its store with "+
+		"\"systemctl clean --what=fdstore %s\", %sand start it; or let go of that with \"fdbridgectl drop %s\"", unit, decide, held)
 }
 
 // refuse says why a parcel is not granted, but for a server that is being stopped:
@@ -138,7 +154,7 @@ func (s *Server) permit(ctx context.Context, to *applicant, p *holding) (*delive
 			return nil, err
 		}
 	}
-	d.to, d.clear = to.unit, clear
+	d.to, d.clear, d.storing = to.unit, clear, clear
 	return d, s.Holder.begin(p, to.invocation)
 }
 
@@ -162,27 +178,29 @@ func (s *Server) send(conn *wire.Conn, d *delivery) error {
 }
 
 // mayBegin refuses to mix what is held with what the unit has stored since it
-// was started without it: the unit could not tell old from new. clear says
-// that what is in the store is what an interrupted delivery has left there, as
-// the unit itself has not run since.
+// was started without it: the unit could not tell old from new. After a delivery that was
+// interrupted it refuses to give a unit twice what it may have had, and taken out of its
+// store. clear says that what is in the store is what an interrupted delivery has left there,
+// as the unit itself has not run since.
 func (s *Server) mayBegin(ctx context.Context, p *holding, to *applicant) (clear bool, err error) {
-	if to.idle {
-		return false, nil
+	n := 0
+	if !to.idle {
+		stored, err := s.PID1.Stored(ctx, []string{to.unit})
+		if err != nil {
+			return false, err
+		}
+		n = stored[to.unit]
 	}
-	stored, err := s.PID1.Stored(ctx, []string{to.unit})
-	n := stored[to.unit]
 	begun := s.Holder.begunIn(p)
 	switch {
-	case err != nil:
-		return false, err
-	case n == 0:
-		return false, nil
-	case begun == "":
-		return false, fmt.Errorf("its fd store has %d fds already, and fds of before the live update are not mixed with them; %s", n, advice(to.unit, p.Unit))
-	case begun != to.invocation:
-		return false, fmt.Errorf("an earlier delivery was interrupted, the unit ran with what had arrived, and its fd store has %d fds; %s", n, advice(to.unit, p.Unit))
+	case begun == "" && n > 0:
+		return false, fmt.Errorf("its fd store has %d fds already, and fds of before the live update are not mixed with them; %s", n, advice(to.unit, p.Unit, false))
+	case begun != "" && begun != to.invocation && n > 0:
+		return false, fmt.Errorf("an earlier delivery was interrupted, the unit ran with what had arrived, and its fd store has %d fds; %s", n, advice(to.unit, p.Unit, true))
+	case begun != "" && begun != to.invocation:
+		return false, fmt.Errorf("an earlier delivery was interrupted, and the unit ran with what had arrived, which it may have used up; %s", advice(to.unit, p.Unit, true))
 	}
-	return true, nil
+	return n > 0, nil
 }
 
 // attend serves a client to which a parcel was granted, until that is settled.
@@ -196,6 +214,8 @@ func (s *Server) attend(conn *wire.Conn, d *delivery) error {
 			return err
 		}
 		switch request.Op {
+		case wire.OpStoring:
+			d.storing = true
 		case wire.OpFile:
 			err = s.file(conn, d, address{request.Session, request.Token})
 		case wire.OpDelivered:
@@ -279,7 +299,8 @@ func (s *Server) takeBack(p *holding, unit, reason string) error {
 	return errors.Join(s.Holder.ended(p), s.Holder.Keeper.Flush())
 }
 
-// delivered settles a delivery that another fdbridged has begun.
+// delivered settles a delivery that was begun over another connection, with another fdbridged
+// maybe.
 func (s *Server) delivered(ctx context.Context, conn *wire.Conn, request *wire.Request) error {
 	ctx, stop := context.WithTimeout(ctx, grantTimeout)
 	defer stop()
@@ -307,8 +328,18 @@ func (s *Server) settleLate(ctx context.Context, unit string, request *wire.Requ
 	if s.Holder.at(at) == nil {
 		return nil
 	}
-	if err := s.rightful(ctx, unit, p); err != nil {
-		return err
+	// Where it is this very delivery whose beginning was noted, it was found rightful then.
+	begun := s.Holder.begunIn(p)
+	same := begun != "" && begun == request.Invocation
+	switch {
+	case request.Op == wire.OpReturned && same:
+		return s.takeBack(p, unit, request.Reason)
+	case request.Op == wire.OpReturned:
+		return nil // nobody says that anything of it was delivered
+	case !same:
+		if err := s.rightful(ctx, unit, p); err != nil {
+			return err
+		}
 	}
 	return s.settle(p, unit, request)
 }

@@ -56,10 +56,12 @@ func (h *Holder) readManifest(p *holding) (*kho.Manifest, error) {
 // delivery is what is to be known of a parcel while it is delivered.
 type delivery struct {
 	*holding
-	to     string // the unit
-	clear  bool   // what is in its store is what an interrupted delivery has left there
-	files  contents
-	shared contents // what is kept, or other parcels need, too
+	to    string // the unit
+	clear bool   // what is in its store is what an interrupted delivery has left there
+	// storing says that something of the parcel may be in its store.
+	storing bool
+	files   contents
+	shared  contents // what is kept, or other parcels need, too
 }
 
 // isShared tells whether other parcels have files in the same sessions, or had.

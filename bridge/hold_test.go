@@ -17,6 +17,7 @@ import (
 	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/kho"
 	"github.com/fdbridge/fdbridge/session"
+	"github.com/fdbridge/fdbridge/units"
 )
 
 // serveOwn starts an fdbridged as systemd does.
@@ -319,6 +320,49 @@ func TestOnlyAUnitItselfSettlesItsDelivery(t *testing.T) {
 	}
 	if n := len(d.holder.Held("a.service")); n != 0 {
 		t.Errorf("%d parcels of a.service are held still", n)
+	}
+}
+
+// The next fdbridged need not ask PID 1, which may be busy, who the unit is: it was
+// rightful when the delivery began.
+func TestADeliveryIsSettledWithTheNextFdbridged(t *testing.T) {
+	const this, another = "0123456789abcdef0123456789abcdef", "0123456789abcdef0123456789abcdee"
+	for name, c := range map[string]struct {
+		op, invocation string
+		refused        bool // the request
+		delivered      int  // by the next delivery, -1 when it is refused
+	}{
+		"delivered":            {wire.OpDelivered, this, false, 0},
+		"delivered by another": {wire.OpDelivered, another, true, -1},
+		"returned":             {wire.OpReturned, this, false, 5},
+		"returned by another":  {wire.OpReturned, another, false, -1},
+	} {
+		t.Run(name, func(t *testing.T) {
+			const unit, of = "a.service", "fdbridge.a.service"
+			u := update(t, stores["one unit"])
+			d := u.serveOwn()
+			u.setPeer(unit)
+			conn := dial(t, d)
+			if err := conn.Send(wire.Request{Op: wire.OpDeliver, Invocation: this}, nil); err != nil {
+				t.Fatal(err)
+			}
+			f, err := conn.Receive(&wire.Grant{})
+			if err = errors.Join(err, f.Close(), conn.Send(wire.Request{Op: wire.OpStoring}, nil), conn.Close()); err != nil {
+				t.Fatal(err)
+			}
+			d.stop()
+			d = u.serveOwn()
+			u.fail(units.ErrManager)
+			says := ask(t, dial(t, d), wire.Request{Op: c.op, Session: of, Invocation: c.invocation})
+			if refused := strings.Contains(says, units.ErrManager.Error()); refused != c.refused || says != "" != refused {
+				t.Errorf("fdbridged says %q", says)
+			}
+			u.fail(nil)
+			n, err := u.deliver(d.socket, unit)
+			if refused := err != nil; refused != (c.delivered < 0) || n != max(c.delivered, 0) {
+				t.Errorf("the next delivery: %d, %v", n, err)
+			}
+		})
 	}
 }
 

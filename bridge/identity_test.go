@@ -181,7 +181,7 @@ func TestPID1IsNotAskedWhoAUnitIsThatNothingIsHeldFor(t *testing.T) {
 func TestWithoutPID1sAnswerNothingIsDelivered(t *testing.T) {
 	w, d := held(t, nil)
 	d.stop()
-	w.queueTimeout = 10 * time.Millisecond
+	w.queueTimeout = time.Second
 	d = w.daemon()
 	w.fail(units.ErrManager)
 	w.refused(d, "a.service", units.ErrManager.Error())

@@ -152,7 +152,7 @@ func (s *Server) serve(ctx context.Context, conn *wire.Conn) error {
 	switch request.Op {
 	case wire.OpDeliver:
 		return s.deliver(ctx, conn, request)
-	case wire.OpDelivered:
+	case wire.OpDelivered, wire.OpReturned:
 		return s.delivered(ctx, conn, request)
 	case wire.OpList:
 		return s.list(ctx, conn)

@@ -258,13 +258,13 @@ func await[T any](ctx context.Context, d *Deliverer, conn *wire.Conn, request wi
 	return answer, f, err
 }
 
-// settle tells fdbridged that all is in the store: the one that has granted it,
+// settle tells fdbridged that all is in the store, or nothing: the one that has granted it,
 // or the next if the connection breaks. It goes on when ctx has ended, for a
 // delivery that is not settled is in the way of the next one.
-func (d *Deliverer) settle(ctx context.Context, conn *wire.Conn, delivered wire.Request) error {
+func (d *Deliverer) settle(ctx context.Context, conn *wire.Conn, request wire.Request) error {
 	ctx = context.WithoutCancel(ctx)
 	for start := time.Now(); ; {
-		err := d.conclude(ctx, conn, delivered)
+		err := d.conclude(ctx, conn, request)
 		if !errors.Is(err, errBroken) || time.Since(start) > lastTimeout {
 			return err
 		}
@@ -325,13 +325,22 @@ func dial(ctx context.Context, path string) (*wire.Conn, error) {
 // caller owns, until ctx ends. An error is errUnanswered, and errBroken when
 // fdbridged has gone.
 func ask(ctx context.Context, conn *wire.Conn, request wire.Request, answer any) (f *fd.FD, err error) {
-	if err := conn.SetDeadline(time.Now().Add(answerTimeout)); err != nil {
-		return nil, unanswered(ctx, &request, err)
-	}
-	if err := conn.Send(request, nil); err != nil {
-		return nil, unanswered(ctx, &request, err)
+	if err := send(ctx, conn, request); err != nil {
+		return nil, err
 	}
 	return answered(ctx, conn, &request, answer)
+}
+
+// send is ask for a request that has no answer.
+func send(ctx context.Context, conn *wire.Conn, request wire.Request) error {
+	err := conn.SetDeadline(time.Now().Add(answerTimeout))
+	if err == nil {
+		err = conn.Send(request, nil)
+	}
+	if err != nil {
+		return unanswered(ctx, &request, err)
+	}
+	return nil
 }
 
 // answered is ask for the next answer to a request that has been sent.

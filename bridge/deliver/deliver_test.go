@@ -5,7 +5,10 @@ package deliver
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -52,6 +55,58 @@ func TestAFdbridgedThatHangsUpIsAskedAgain(t *testing.T) {
 	d := Deliverer{Socket: socket, Store: &recorder{}}
 	if n, err := d.Run(t.Context()); n != 0 || err != nil {
 		t.Errorf("Run: %d, %v", n, err)
+	}
+}
+
+// What it has begun is not given to the unit again before fdbridged knows that nothing of it
+// is there.
+func TestAnFdbridgedThatMakesNoSenseIsToldOverAnotherConnection(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "socket")
+	listener, err := wire.Listen(socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	var got []wire.Request
+	serve := func(answers ...any) error {
+		conn, err := listener.Accept()
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		for _, answer := range answers {
+			got = append(got, wire.Request{})
+			if _, err := conn.Receive(&got[len(got)-1]); err != nil {
+				return err
+			}
+			if err := conn.Send(answer, nil); err != nil {
+				return err
+			}
+		}
+		if _, err := conn.Receive(&wire.Request{}); !errors.Is(err, io.EOF) {
+			return fmt.Errorf("after that the client has not hung up: %v", err)
+		}
+		return nil
+	}
+	served := make(chan error, 1)
+	go func() {
+		served <- errors.Join(serve(wire.Grant{Unit: "a.service", Session: "s", Token: 7}, "nonsense"), serve(wire.Settled{}))
+	}()
+	d := Deliverer{Socket: socket, Store: &recorder{}, Invocation: "i"}
+	n, err := d.Run(t.Context())
+	if n != 0 || !errors.Is(err, errUnanswered) || strings.Contains(err.Error(), "was not told") {
+		t.Errorf("Run: %d, %v", n, err)
+	}
+	if err := <-served; err != nil {
+		t.Fatal(err)
+	}
+	got[2].Reason = ""
+	want := []wire.Request{
+		{Op: wire.OpDeliver, Invocation: "i"}, {Op: wire.OpFile, Session: "s", Token: 7},
+		{Op: wire.OpReturned, Session: "s", Token: 7, Invocation: "i"},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("requests (-want +got):\n%s", diff)
 	}
 }
 

@@ -57,6 +57,9 @@ func (u *unpacking) unpack(ctx context.Context) error {
 		return fmt.Errorf("its fd store has room for %d fds only, and %d are needed; raise FileDescriptorStoreMax= to that and restart the unit",
 			u.Max, need)
 	}
+	if err := send(ctx, u.conn, wire.Request{Op: wire.OpStoring}); err != nil {
+		return err
+	}
 	u.names, u.shared = map[string]bool{}, map[place]*file{}
 	defer u.closeShared()
 	for i := range entries {
@@ -227,20 +230,36 @@ func (u *unpacking) giveBack(ctx context.Context, why error) error {
 	if err != nil { // fdbridged must not forget that the delivery was begun
 		return errors.Join(why, fmt.Errorf("remove from the store what was delivered: %w", err))
 	}
-	if errors.Is(why, errUnanswered) {
-		return why // whoever comes next finds the store empty
+	if errors.Is(why, errBroken) && ctx.Err() == nil {
+		return why // Run asks the next fdbridged
 	}
-	err = u.conclude(context.WithoutCancel(ctx), u.conn, wire.Request{Op: wire.OpReturned, Reason: short(why.Error())})
-	if err != nil {
+	if err := u.giveUp(context.WithoutCancel(ctx), why); err != nil {
 		why = fmt.Errorf("%w; fdbridged was not told: %v", why, err)
 	}
 	return why
 }
 
+// giveUp tells fdbridged that nothing of the parcel is in the store, over another connection
+// where the one that there is is of no use any more.
+func (u *unpacking) giveUp(ctx context.Context, why error) error {
+	conn := u.conn
+	if errors.Is(why, errUnanswered) {
+		_ = conn.Close() // or fdbridged would have this delivery go on
+		var err error
+		if conn, err = dial(ctx, u.Socket); err != nil {
+			return err
+		}
+		defer func() { _ = conn.Close() }() // fdbridged has answered, or never will
+	}
+	return u.settle(ctx, conn, wire.Request{
+		Op: wire.OpReturned, Session: u.grant.Session, Token: u.grant.Token, Invocation: u.Invocation, Reason: short(why.Error()),
+	})
+}
+
 // delivered is what to tell fdbridged when all is in the store.
 func (u *unpacking) delivered() wire.Request {
 	return wire.Request{
-		Op: wire.OpDelivered, Session: u.grant.Session, Token: u.grant.Token,
+		Op: wire.OpDelivered, Session: u.grant.Session, Token: u.grant.Token, Invocation: u.Invocation,
 		Stored: u.stored, Lost: len(u.failed), Failed: u.failed[:min(len(u.failed), wire.MaxFailed)],
 	}
 }

@@ -12,14 +12,16 @@ import "time"
 //	                         <--      Grant, with the session's fd if there still is a session
 //	file                     -->                                             as often as needed
 //	                         <--      File, with the file's fd
+//	storing                  -->                                             before the first fd goes to the unit's store
 //	delivered, what arrived  -->
 //	                         <--      Settled: it is held no longer
 //	or
 //	returned, and why        -->
 //	                         <--      Settled: it is held on
 //
-// One that has lost the connection after it had stored everything says
-// delivered on a new one.
+// One that has lost the connection after it had stored everything, or taken all of it back,
+// says so on a new one. One that hangs up without a word has delivered nothing unless it has
+// said storing.
 //
 //	fdbridgectl                       fdbridged
 //	list                     -->
@@ -50,6 +52,7 @@ import "time"
 const (
 	OpDeliver    = "deliver"
 	OpFile       = "file"
+	OpStoring    = "storing"
 	OpDelivered  = "delivered"
 	OpReturned   = "returned"
 	OpList       = "list"
@@ -114,11 +117,11 @@ type Request struct {
 	// the same. All else is about the peer's own unit.
 	Unit string `json:"unit,omitempty"`
 	As   string `json:"as,omitempty"`
-	// Invocation goes with OpDeliver: $INVOCATION_ID of the unit, which is
-	// another one at each start.
+	// Invocation goes with OpDeliver, OpDelivered and OpReturned: $INVOCATION_ID of the
+	// unit, which is another one at each start.
 	Invocation string `json:"invocation,omitempty"`
 	// Session and Token say which file, with OpFile, or which parcel, by the
-	// place of its manifest as the Grant has it, with OpDelivered. OpInspect has
+	// place of its manifest as the Grant has it, with OpDelivered and OpReturned. OpInspect has
 	// a Session alone.
 	Session string `json:"session,omitempty"`
 	Token   uint64 `json:"token,omitempty"`

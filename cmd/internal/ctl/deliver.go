@@ -19,7 +19,8 @@ func deliverCommand(d daemon, v *view) *cobra.Command {
 		Short: "Decide that another unit gets the fds that are held for a unit",
 		Long: "Decide that OTHER gets the fds that are held for UNIT when it starts next, in\n" +
 			"this boot. When OTHER is UNIT, the unit gets them though it has become another\n" +
-			"since the live update, as with another User=.",
+			"since the live update, as with another User=, or though a delivery that was\n" +
+			"interrupted may have given it some or all of them.",
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if as == "" {

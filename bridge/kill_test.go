@@ -65,6 +65,28 @@ func TestFdbridgedIsKilledBeforePID1HasReadAll(t *testing.T) {
 	})
 }
 
+// What is done is not held again where its session cannot be finished.
+func TestFdbridgedIsKilledBeforePID1HasReadThatSomethingIsDone(t *testing.T) {
+	u := update(t, stores["one unit"])
+	u.kernel.Fail = func(request uint, _ string, _ uint64) error {
+		if request == session.ReqFinish {
+			return unix.EBUSY
+		}
+		return nil
+	}
+	const unit = "a.service"
+	own := &queue{keeper: keeper{m: u.manager, unit: bridge.OwnUnit}}
+	socket := filepath.Join(t.TempDir(), "socket")
+	d := u.start(u.t.Context(), socket, own)
+	u.deliverAll(t, d)
+	d.stop()
+	own.drop()
+	u.empty(unit)
+	u.start(u.t.Context(), socket, own.keeper)
+	n, err := u.deliver(socket, unit)
+	result{n, err}.check(t, unit, 0)
+}
+
 func (u *updated) killFdbridged(t *testing.T, steps int) (reached bool) {
 	f := newFate(steps)
 	u.kernel.Fail = f.finish

@@ -34,12 +34,12 @@ func (h *Holder) release(p *holding) error {
 	if h.at(p.manifest()) == nil {
 		return nil // it was released while this one waited
 	}
-	kept, err := h.letGo(p, h.keepNeeded(p))
+	stays, err := h.letGo(p, h.keepNeeded(p))
 	if err != nil {
 		return err
 	}
 	told := h.Keeper.Flush // without the lock: PID 1 may be busy
-	if kept {
+	if stays {
 		told = h.Keeper.Barrier // or the next fdbridged might take it for held
 	}
 	if err := told(); err != nil {
@@ -48,12 +48,13 @@ func (h *Holder) release(p *holding) error {
 	return nil
 }
 
-// letGo is release when what others need is kept; leave is what keepNeeded returns. kept
-// says that the parcel was held because its manifest was.
-func (h *Holder) letGo(p *holding, leave map[string]error) (kept bool, err error) {
+// letGo is release when what others need is kept; leave is what keepNeeded returns. stays
+// says that fdbridged's store had the parcel's manifest, or its session still has it, so that
+// only what PID 1 is told says that it is done.
+func (h *Holder) letGo(p *holding, leave map[string]error) (stays bool, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	kept = h.kept[keptName(p.manifest())] != nil
+	kept := h.kept[keptName(p.manifest())] != nil
 	held := h.held
 	h.held = slices.DeleteFunc(slices.Clone(held), func(other *holding) bool { return other == p })
 	for _, name := range p.Sessions { // that of the manifest first: then the parcel is not held
@@ -64,15 +65,16 @@ func (h *Holder) letGo(p *holding, leave map[string]error) (kept bool, err error
 			h.problem(journal.About{Unit: p.Unit, Session: name}, "%s: The session %s cannot be finished: %v", p.Unit, name, err)
 		}
 	}
-	if leave[p.Sessions[0]] != nil || h.twice && kept {
+	unfinished := leave[p.Sessions[0]] != nil
+	if unfinished || h.twice && kept {
 		if err := mark(h.Keeper, doneName(p.manifest()), ""); err != nil {
 			h.held = held
-			return kept, fmt.Errorf("note that it is done: %w", err)
+			return false, fmt.Errorf("note that it is done: %w", err)
 		}
 		h.done[doneName(p.manifest())] = true
 	}
 	h.remains(h.unmark(markHash(p.manifest())), h.discard(p.Sessions), h.unmarkDone(), h.unassign())
-	return kept, nil
+	return kept || unfinished, nil
 }
 
 // Remains reports what could not be removed from fdbridged's store.

@@ -5,6 +5,7 @@ package bridge
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,16 +25,26 @@ func (s *Server) drop(ctx context.Context, conn *wire.Conn, unit string) error {
 }
 
 func (s *Server) dropUnit(ctx context.Context, unit string) error {
-	dropped := s.dropSessions(unit)
+	sessions := s.dropSessions(unit)
+	parcels, err := s.dropParcels(ctx, unit)
+	if err == nil && parcels == 0 {
+		err = s.Holder.Known(ctx, unit)
+	}
+	if err == nil && parcels == 0 && !sessions {
+		err = fmt.Errorf("nothing is held for %s", unit)
+	}
+	return err
+}
+
+// dropParcels lets go of the parcels that are held for a unit, and returns how many there
+// were when no delivery to it was under way.
+func (s *Server) dropParcels(ctx context.Context, unit string) (int, error) {
 	if len(s.Holder.Held(unit)) == 0 {
-		if err := s.Holder.Known(ctx, unit); err != nil || dropped {
-			return err
-		}
-		return fmt.Errorf("nothing is held for %s", unit)
+		return 0, nil
 	}
 	done, err := s.turn(ctx, unit)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer done()
 	return s.Holder.Drop(unit)
@@ -64,14 +75,22 @@ func (s *Server) Expire(ctx context.Context, timeout time.Duration) {
 		return
 	case <-time.After(timeout - time.Duration(now.Nano())):
 	}
-	for _, unit := range s.Holder.unclaimed() {
-		bounded, stop := context.WithTimeout(ctx, grantTimeout)
-		err := s.dropUnit(bounded, unit)
-		stop()
-		if err != nil {
-			s.Holder.Problem(journal.About{Unit: unit}, "%s: It has not claimed its fds within HoldTimeoutSec=%v, and they are not dropped: %v", unit, timeout, err)
-			continue
-		}
+	sessions := s.Holder.unclaimed()
+	for _, unit := range slices.Compact(slices.Sorted(slices.Values(slices.Concat(sessions, s.Holder.Units())))) {
+		s.expire(ctx, unit, slices.Contains(sessions, unit), timeout)
+	}
+}
+
+// expire drops what is held for a unit, and its sessions when it has claimed none.
+func (s *Server) expire(ctx context.Context, unit string, sessions bool, timeout time.Duration) {
+	ctx, stop := context.WithTimeout(ctx, grantTimeout)
+	defer stop()
+	dropped := sessions && s.dropSessions(unit)
+	parcels, err := s.dropParcels(ctx, unit)
+	switch {
+	case err != nil:
+		s.Holder.Problem(journal.About{Unit: unit}, "%s: It has not claimed its fds within HoldTimeoutSec=%v, and they are not dropped: %v", unit, timeout, err)
+	case dropped || parcels > 0:
 		s.Log.WarningOf(journal.About{Kind: journal.Dropped, Unit: unit}, "%s: It has not claimed its fds within HoldTimeoutSec=%v; they are dropped.", unit, timeout)
 	}
 }

@@ -235,15 +235,16 @@ func (h *Holder) tidy() {
 	h.remains(h.discard(sessions), h.unmarkDone(), h.unassign())
 }
 
-// Drop lets go of all that is held for a unit without delivering it. No delivery
-// to the unit may be under way. The error says what is held on.
-func (h *Holder) Drop(unit string) error {
+// Drop lets go of all that is held for a unit without delivering it, and returns how many
+// parcels that were. No delivery to the unit may be under way. The error says what is held on.
+func (h *Holder) Drop(unit string) (n int, err error) {
 	for p := h.first(unit); p != nil; p = h.first(unit) {
 		if err := h.release(p); err != nil {
-			return fmt.Errorf("drop what is held for %s: %w", unit, err)
+			return n, fmt.Errorf("drop what is held for %s: %w", unit, err)
 		}
+		n++
 		h.settled(unit, wire.ChangeDropped, p.Entries)
 		h.Log.InfoOf(journal.About{Kind: journal.Dropped, Unit: unit, Session: p.Sessions[0]}, "%s: Dropped %d fds of session %s.", unit, p.Entries, p.Sessions[0])
 	}
-	return nil
+	return n, nil
 }

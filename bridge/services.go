@@ -149,22 +149,20 @@ func (h *Holder) removeSession(unit, name string) error {
 	return errors.Join(h.Keeper.Remove(openPrefix+hash), h.Keeper.Remove(labelPrefix+hash), o.session.Close())
 }
 
-// unclaimed returns the units that something is held for, also those that have
-// claimed none of their sessions. What was claimed from an earlier fdbridged is not
-// known: then it counts as if all were.
-func (h *Holder) unclaimed() []string {
-	units := h.Units()
+// unclaimed returns the units that have claimed none of the sessions that are held for them.
+// What was claimed from an earlier fdbridged is not known: then it counts as if all were.
+func (h *Holder) unclaimed() (units []string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.index == nil || h.resumed {
-		return units
+		return nil
 	}
 	claimed := map[string]bool{} // by unit
 	for _, s := range h.index.Services {
 		claimed[s.Unit] = claimed[s.Unit] || h.askedFor[s.Session]
 	}
 	for _, s := range h.ownSessions("") {
-		if !claimed[s.Unit] && !slices.Contains(units, s.Unit) {
+		if !claimed[s.Unit] {
 			units = append(units, s.Unit)
 		}
 	}

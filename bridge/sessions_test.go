@@ -400,6 +400,7 @@ func TestASessionThatIsNotClaimedInTimeIsDropped(t *testing.T) {
 	w := vm(t)
 	s := w.gets(w.daemon().services(), "other.service", wire.OpOpenSession, "claimed")
 	_ = s.Close()
+	w.put("other.service", "x", "X") // which it does not want
 	w.kexec(w.preserve())
 	d := w.daemon()
 	path := d.services()
@@ -409,6 +410,15 @@ func TestASessionThatIsNotClaimedInTimeIsDropped(t *testing.T) {
 		t.Errorf("it can be claimed still: %+v", answer)
 	}
 	_ = w.gets(path, "other.service", wire.OpClaimSession, "claimed").Close()
+	if held := d.holder.Units(); len(held) > 0 {
+		t.Errorf("held are fds of %q", held)
+	}
+	d.server.Expire(t.Context(), time.Nanosecond)
+	for _, unit := range []string{"vm", "other"} { // and not again
+		if n := strings.Count(w.logged(), unit+".service: It has not claimed its fds"); n != 1 {
+			t.Errorf("the log says %d times that %s.service has not claimed its fds, want once:\n%s", n, unit, w.logged())
+		}
+	}
 }
 
 func TestASessionThatIsRefusedIsNotClaimed(t *testing.T) {

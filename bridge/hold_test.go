@@ -366,6 +366,35 @@ func TestADeliveryIsSettledWithTheNextFdbridged(t *testing.T) {
 	}
 }
 
+// It may come yet, and has a file in the session of the one that is delivered.
+func TestAFileOfAUnitThatCannotBeHadYetIsKept(t *testing.T) {
+	for _, first := range []string{"a.service", "b.service"} {
+		t.Run(first+" is delivered first", func(t *testing.T) {
+			u := update(t, stores["a file that two units have"])
+			other := map[string]string{"a.service": "b.service", "b.service": "a.service"}[first]
+			u.kernel.Fail = func(request uint, name string, _ uint64) error {
+				if request == session.ReqRetrieveSession && name == kho.SessionName(other) {
+					return unix.ENOMEM
+				}
+				return nil
+			}
+			d := u.serveOwn()
+			n, err := u.deliver(d.socket, first)
+			if n != len(u.want[first]) && err == nil {
+				t.Errorf("deliver to %s: %d, %v", first, n, err)
+			}
+			d.stop()
+			u.kernel.Fail = nil
+			d = u.serveOwn()
+			u.deliverTo(t, d, other)
+			if err != nil {
+				u.deliverTo(t, d, first)
+			}
+			u.check(t, d)
+		})
+	}
+}
+
 // The mark that a parcel is done holds where its session cannot be finished.
 func TestWhatIsDeliveredIsNotDeliveredAgainThoughItCannotBeFinished(t *testing.T) {
 	u := update(t, stores["one unit"])

@@ -12,6 +12,7 @@ import (
 
 	"github.com/fdbridge/fdbridge/bridge/journal"
 	"github.com/fdbridge/fdbridge/bridge/wire"
+	"github.com/fdbridge/fdbridge/session"
 )
 
 // release lets go of a parcel that is where it belongs, or that nobody wants
@@ -73,7 +74,7 @@ func (h *Holder) letGo(p *holding, leave map[string]error) (stays bool, err erro
 		}
 		h.done[doneName(p.manifest())] = true
 	}
-	h.remains(h.unmark(markHash(p.manifest())), h.discard(p.Sessions), h.unmarkDone(), h.unassign())
+	h.remains(h.unmark(markHash(p.manifest())), h.discard(p.Sessions, p), h.unmarkDone(), h.unassign())
 	return kept || unfinished, nil
 }
 
@@ -98,7 +99,9 @@ func (h *Holder) keepNeeded(p *holding) (leave map[string]error) {
 	h.mu.Lock()
 	leave = map[string]error{}
 	for _, name := range p.Sessions {
-		if h.sessions[name] != nil {
+		if unit := h.awaited(name, p); unit != "" {
+			leave[name] = fmt.Errorf("%s may have files in it, too, which cannot be had yet", unit)
+		} else if h.sessions[name] != nil {
 			leave[name] = h.keep(name, h.users(name, p))
 		}
 	}
@@ -117,6 +120,27 @@ func (h *Holder) keepNeeded(p *holding) (leave map[string]error) {
 		leave[name] = cmp.Or(leave[name], err)
 	}
 	return leave
+}
+
+// awaited returns a unit that has files in a session and is not held, but may be later: its
+// own session cannot be had for now. It is empty when there is none but the unit of but.
+func (h *Holder) awaited(name string, but *holding) string {
+	if h.index == nil {
+		return ""
+	}
+	for i := range h.index.Units {
+		u := &h.index.Units[i]
+		at := func(p *holding) bool {
+			return p.Unit == u.Unit && slices.Equal(p.Sessions, u.Sessions) && p.Token == u.Token
+		}
+		switch {
+		case !slices.Contains(u.Sessions, name) || but != nil && at(but) || slices.ContainsFunc(h.held, at):
+			continue
+		case h.unknown != nil || h.missing[u.Unit] != nil && !errors.Is(h.missing[u.Unit], session.ErrNoSession):
+			return u.Unit
+		}
+	}
+	return ""
 }
 
 // keep keeps the files of a session that users need.
@@ -163,9 +187,12 @@ func (h *Holder) forget(name string) {
 	delete(h.sessions, name)
 }
 
-// discard lets go of the kept files of sessions that nobody needs any more.
-func (h *Holder) discard(sessions []string) (failed error) {
+// discard lets go of the kept files of sessions that nobody needs any more, now that but is done.
+func (h *Holder) discard(sessions []string, but *holding) (failed error) {
 	for _, name := range sessions {
+		if h.awaited(name, but) != "" {
+			continue
+		}
 		var spare []string
 		needed := map[string]bool{}
 		for kept := range h.kept {
@@ -232,7 +259,7 @@ func (h *Holder) tidy() {
 	for hash := range begun {
 		h.remains(h.unmark(hash))
 	}
-	h.remains(h.discard(sessions), h.unmarkDone(), h.unassign())
+	h.remains(h.discard(sessions, nil), h.unmarkDone(), h.unassign())
 }
 
 // Drop lets go of all that is held for a unit without delivering it, and returns how many

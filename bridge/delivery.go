@@ -144,7 +144,10 @@ func (s *Server) permit(ctx context.Context, to *applicant, p *holding) (*delive
 	if err := s.rightful(ctx, to.unit, p); err != nil {
 		return nil, err
 	}
-	clear, err := s.mayBegin(ctx, p, to)
+	fds, sessions, err := s.inStore(ctx, to)
+	if err == nil {
+		err = s.mayBegin(p, to, fds)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -154,7 +157,7 @@ func (s *Server) permit(ctx context.Context, to *applicant, p *holding) (*delive
 			return nil, err
 		}
 	}
-	d.to, d.clear, d.storing = to.unit, clear, clear
+	d.to, d.clear, d.storing, d.inStore = to.unit, fds > 0, fds > 0, sessions
 	return d, s.Holder.begin(p, to.invocation)
 }
 
@@ -164,7 +167,7 @@ const maxShared = 2000
 // send sends a Grant for a parcel.
 func (s *Server) send(conn *wire.Conn, d *delivery) error {
 	at := d.manifest()
-	grant := wire.Grant{Unit: d.Unit, Session: at.session, Token: at.token, Clear: d.clear}
+	grant := wire.Grant{Unit: d.Unit, Session: at.session, Token: at.token, Clear: d.clear, Sessions: d.inStore}
 	for a := range d.shared {
 		if a.session == at.session {
 			grant.Shared = append(grant.Shared, a.token)
@@ -177,30 +180,38 @@ func (s *Server) send(conn *wire.Conn, d *delivery) error {
 	return conn.Send(grant, s.Holder.descriptor(at.session))
 }
 
-// mayBegin refuses to mix what is held with what the unit has stored since it
+// inStore returns how many fds, and how many sessions beside them, a unit has in its store.
+func (s *Server) inStore(ctx context.Context, to *applicant) (fds, sessions int, err error) {
+	if to.idle {
+		return 0, 0, nil
+	}
+	entries, err := s.PID1.Entries(ctx, to.unit)
+	for i := range entries {
+		if entries[i].Session() {
+			sessions++
+		} else {
+			fds++
+		}
+	}
+	return fds, sessions, err
+}
+
+// mayBegin refuses to mix what is held with n fds that the unit has stored since it
 // was started without it: the unit could not tell old from new. After a delivery that was
 // interrupted it refuses to give a unit twice what it may have had, and taken out of its
-// store. clear says that what is in the store is what an interrupted delivery has left there,
-// as the unit itself has not run since.
-func (s *Server) mayBegin(ctx context.Context, p *holding, to *applicant) (clear bool, err error) {
-	n := 0
-	if !to.idle {
-		stored, err := s.PID1.Stored(ctx, []string{to.unit})
-		if err != nil {
-			return false, err
-		}
-		n = stored[to.unit]
-	}
+// store. Where it refuses neither, what is in the store is what an interrupted delivery has
+// left there, as the unit itself has not run since.
+func (s *Server) mayBegin(p *holding, to *applicant, n int) error {
 	begun := s.Holder.begunIn(p)
 	switch {
 	case begun == "" && n > 0:
-		return false, fmt.Errorf("its fd store has %d fds already, and fds of before the live update are not mixed with them; %s", n, advice(to.unit, p.Unit, false))
+		return fmt.Errorf("its fd store has %d fds already, and fds of before the live update are not mixed with them; %s", n, advice(to.unit, p.Unit, false))
 	case begun != "" && begun != to.invocation && n > 0:
-		return false, fmt.Errorf("an earlier delivery was interrupted, the unit ran with what had arrived, and its fd store has %d fds; %s", n, advice(to.unit, p.Unit, true))
+		return fmt.Errorf("an earlier delivery was interrupted, the unit ran with what had arrived, and its fd store has %d fds; %s", n, advice(to.unit, p.Unit, true))
 	case begun != "" && begun != to.invocation:
-		return false, fmt.Errorf("an earlier delivery was interrupted, and the unit ran with what had arrived, which it may have used up; %s", advice(to.unit, p.Unit, true))
+		return fmt.Errorf("an earlier delivery was interrupted, and the unit ran with what had arrived, which it may have used up; %s", advice(to.unit, p.Unit, true))
 	}
-	return n > 0, nil
+	return nil
 }
 
 // attend serves a client to which a parcel was granted, until that is settled.

@@ -60,6 +60,7 @@ type delivery struct {
 	clear bool   // what is in its store is what an interrupted delivery has left there
 	// storing says that something of the parcel may be in its store.
 	storing bool
+	inStore int // how many sessions are in its store
 	files   contents
 	shared  contents // what is kept, or other parcels need, too
 }

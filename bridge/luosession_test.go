@@ -308,6 +308,35 @@ func TestASessionThatIsInTheStoreAlreadyIsHeldNoLonger(t *testing.T) {
 }
 
 // The kernel was replaced together with the systemd that made none yet.
+// Sessions of a directive that was another, which systemd 261 and later bring back, take room.
+func TestSessionsThatAreInTheStoreTakeRoom(t *testing.T) {
+	const unit = "luo.service"
+	w := newWorld(t)
+	w.add(unit, "yes")
+	for _, name := range []string{"a", "b"} {
+		w.put(unit, name, name)
+	}
+	w.kexec(w.preserve())
+	for _, name := range []string{"old", "older"} {
+		s := w.forge(name, &kho.Index{})
+		if err := errors.Join(keeper{m: w.manager, unit: unit}.Store(name, s.FD()), s.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d := w.daemon()
+	w.setMax(unit, 4)
+	if err := w.luo(d.socket, unit, "s"); err == nil || !strings.Contains(err.Error(), "room for 4 fds only, and 5 are needed") {
+		t.Errorf("deliver: %v, want that there is no room", err)
+	}
+	w.setMax(unit, 5)
+	if err := w.luo(d.socket, unit, "s"); err != nil {
+		t.Error(err)
+	}
+	if diff := cmp.Diff([]string{"b", "a", "s", "older", "old"}, w.names(unit)); diff != "" {
+		t.Errorf("store (-want +got):\n%s", diff)
+	}
+}
+
 // Links tell the names of sessions up to 38 bytes.
 func TestASessionThatCameReplacesOneThatSystemdHasMade(t *testing.T) {
 	for _, of := range []string{"luo.service", "luo-with-a-long-name.service"} {

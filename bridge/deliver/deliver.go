@@ -187,7 +187,11 @@ func Passing(err error) bool {
 func (d *Deliverer) Run(ctx context.Context) (int, error) {
 	ctx, stop := d.within(ctx, timeout)
 	defer stop()
-	if err := d.extend(); err != nil {
+	err := d.extend()
+	if err == nil { // so that it shows how much room is left
+		err = d.takenIn()
+	}
+	if err != nil {
 		return 0, fmt.Errorf("%w; fdbridged holds on what it may hold for this unit", err)
 	}
 	for {

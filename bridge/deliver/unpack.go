@@ -53,7 +53,7 @@ func (u *unpacking) unpack(ctx context.Context) error {
 		return err
 	}
 	entries := slices.DeleteFunc(m.Entries, func(e kho.Entry) bool { return e.Kind == kho.KindLost })
-	if need := len(entries) + u.sessions; need > u.Max {
+	if need := len(entries) + max(u.sessions, u.grant.Sessions); need > u.Max {
 		return fmt.Errorf("its fd store has room for %d fds only, and %d are needed; raise FileDescriptorStoreMax= to that and restart the unit",
 			u.Max, need)
 	}

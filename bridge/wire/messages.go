@@ -161,6 +161,8 @@ type Grant struct {
 	// Clear says that an earlier delivery of this parcel was broken off, and
 	// what it has left in the unit's store is to be removed first.
 	Clear bool `json:"clear,omitempty"`
+	// Sessions is how many sessions the unit's store has, if it is known to have any.
+	Sessions int `json:"sessions,omitempty"`
 	// Wait says that it takes longer, as when it is the turn of others yet, and that
 	// another Grant follows within WaitInterval. Error says so, too, to clients that do not know it.
 	Wait bool `json:"wait,omitempty"`

@@ -94,6 +94,11 @@ type span struct {
 // holding is a parcel that is held.
 type holding struct{ kho.IndexUnit }
 
+// is tells whether it is the parcel that an index has.
+func (p *holding) is(u *kho.IndexUnit) bool {
+	return p.Unit == u.Unit && slices.Equal(p.Sessions, u.Sessions) && p.Token == u.Token
+}
+
 // manifest is where the parcel's manifest is.
 func (p *holding) manifest() address { return address{p.Sessions[0], p.Token} }
 

@@ -21,9 +21,9 @@ import (
 )
 
 // serveOwn starts an fdbridged as systemd does.
-func (u *updated) serveOwn() *daemon {
-	u.t.Helper()
-	return u.start(u.t.Context(), filepath.Join(u.t.TempDir(), "socket"), keeper{m: u.manager, unit: bridge.OwnUnit})
+func (w *world) serveOwn() *daemon {
+	w.t.Helper()
+	return w.start(w.t.Context(), filepath.Join(w.t.TempDir(), "socket"), keeper{m: w.manager, unit: bridge.OwnUnit})
 }
 
 func (u *updated) deliverAll(t *testing.T, d *daemon) {
@@ -392,6 +392,45 @@ func TestAFileOfAUnitThatCannotBeHadYetIsKept(t *testing.T) {
 			}
 			u.check(t, d)
 		})
+	}
+}
+
+// What a unit had stored last comes first, though it cannot be had yet.
+func TestTheOlderOfTwoParcelsWaitsForTheNewer(t *testing.T) {
+	const unit = "a.service"
+	w := newWorld(t)
+	w.add(unit, "yes")
+	w.put(unit, "x", "old")
+	w.kexec(w.preserve())
+	d := w.serveOwn()
+	w.put(unit, "x", "new")
+	w.kexec(w.preserve())
+	d.stop()
+	newer := kho.SessionName(unit)
+	w.kernel.Fail = func(request uint, name string, _ uint64) error {
+		if request == session.ReqRetrieveSession && name == newer {
+			return unix.ENOMEM
+		}
+		return nil
+	}
+	d = w.serveOwn()
+	if held := d.holder.Held(unit); len(held) != 1 || held[0].Sessions[0] == newer {
+		t.Fatalf("held: %+v", held)
+	}
+	if n, err := w.deliver(d.socket, unit); n != 0 || err == nil || !strings.Contains(err.Error(), unix.ENOMEM.Error()) {
+		t.Errorf("deliver: %d, %v, want why the newer cannot be had", n, err)
+	}
+	d.stop()
+	w.kernel.Fail = nil
+	d = w.serveOwn()
+	for _, want := range []string{"x=new@3", "x=old@3"} {
+		if n, err := w.deliver(d.socket, unit); n != 1 || err != nil {
+			t.Fatalf("deliver: %d, %v", n, err)
+		}
+		if diff := cmp.Diff([]string{want}, w.contents(unit)); diff != "" {
+			t.Errorf("the store (-want +got):\n%s", diff)
+		}
+		w.empty(unit)
 	}
 }
 

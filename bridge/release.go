@@ -12,7 +12,6 @@ import (
 
 	"github.com/fdbridge/fdbridge/bridge/journal"
 	"github.com/fdbridge/fdbridge/bridge/wire"
-	"github.com/fdbridge/fdbridge/session"
 )
 
 // release lets go of a parcel that is where it belongs, or that nobody wants
@@ -99,9 +98,12 @@ func (h *Holder) keepNeeded(p *holding) (leave map[string]error) {
 	h.mu.Lock()
 	leave = map[string]error{}
 	for _, name := range p.Sessions {
+		if h.sessions[name] == nil {
+			continue
+		}
 		if unit := h.awaited(name, p); unit != "" {
-			leave[name] = fmt.Errorf("%s may have files in it, too, which cannot be had yet", unit)
-		} else if h.sessions[name] != nil {
+			leave[name] = fmt.Errorf("%s has files in it, too, and cannot be had yet", unit)
+		} else {
 			leave[name] = h.keep(name, h.users(name, p))
 		}
 	}
@@ -130,13 +132,10 @@ func (h *Holder) awaited(name string, but *holding) string {
 	}
 	for i := range h.index.Units {
 		u := &h.index.Units[i]
-		at := func(p *holding) bool {
-			return p.Unit == u.Unit && slices.Equal(p.Sessions, u.Sessions) && p.Token == u.Token
-		}
 		switch {
-		case !slices.Contains(u.Sessions, name) || but != nil && at(but) || slices.ContainsFunc(h.held, at):
+		case !slices.Contains(u.Sessions, name) || but != nil && but.is(u) || h.holds(u):
 			continue
-		case h.unknown != nil || h.missing[u.Unit] != nil && !errors.Is(h.missing[u.Unit], session.ErrNoSession):
+		case h.unknown != nil || h.later(u.Unit) != nil:
 			return u.Unit
 		}
 	}

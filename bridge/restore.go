@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/fdbridge/fdbridge/bridge/journal"
@@ -120,8 +121,41 @@ func (h *Holder) state(units ...string) error {
 func (h *Holder) allCame(unit string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	missing := h.missing[unit]
-	return h.unknown == nil && len(h.unopened) == 0 && !h.elsewhere && (missing == nil || errors.Is(missing, session.ErrNoSession))
+	return h.unknown == nil && len(h.unopened) == 0 && !h.elsewhere && h.later(unit) == nil
+}
+
+// later returns why something of a unit cannot be had for now, but may be later. The caller
+// has h.mu.
+func (h *Holder) later(unit string) error {
+	if missing := h.missing[unit]; !errors.Is(missing, session.ErrNoSession) {
+		return missing
+	}
+	return nil
+}
+
+// holds tells whether a parcel of the index is held. The caller has h.mu.
+func (h *Holder) holds(u *kho.IndexUnit) bool {
+	return slices.ContainsFunc(h.held, func(p *holding) bool { return p.is(u) })
+}
+
+// behind returns why another parcel of the same unit, which is to be delivered before one,
+// cannot be had yet.
+func (h *Holder) behind(p *holding) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.index == nil {
+		return nil
+	}
+	for i := range h.index.Units {
+		u := &h.index.Units[i]
+		if p.is(u) {
+			break
+		}
+		if u.Unit == p.Unit && !h.holds(u) {
+			return h.later(u.Unit)
+		}
+	}
+	return nil
 }
 
 // complete restores what is not restored yet, and says why that cannot be.

@@ -121,6 +121,9 @@ func (s *Server) take(ctx context.Context, c *claims) (p *holding, done func(), 
 		if p = s.Holder.claimed(c); p == nil {
 			return nil, none, nil
 		}
+		if err := s.Holder.behind(p); err != nil {
+			return p, none, fmt.Errorf("what it has stored last cannot be had yet: %w", err)
+		}
 		if done, err = s.turn(ctx, c.unit, p.Unit); err != nil {
 			return p, none, err
 		}

@@ -72,18 +72,38 @@ func prepareNow(ctx context.Context) (summary string, err error) {
 	if err != nil {
 		return "", err
 	}
-	begun := false
-	start := time.Now()
+	p, start := preparation{before: before}, time.Now()
 	err = reader.Follow(ctx, bridge.PreserveUnit, prepareWait, func(s units.Service) bool {
-		starting := s.Active == "activating"
-		begun = begun || starting || s.Left != before.Left
-		summary = s.Status
-		return starting && summary != "" || !starting && (begun || time.Since(start) > beginWait)
+		return p.over(s, time.Since(start))
 	})
-	if err == nil && summary == "" {
-		err = fmt.Errorf("%s has failed; see journalctl -t fdbridge and systemctl status %[1]s", bridge.PreserveUnit)
+	return p.summary, errors.Join(err, p.err)
+}
+
+// preparation is what becomes of the service that preserves after it was started.
+type preparation struct {
+	before  units.Service // what it was
+	begun   bool
+	summary string // what it has prepared
+	err     error  // why nothing is
+}
+
+// over takes what the service is after a while, and tells whether it is known what has become
+// of it. Its status is true as long as it is being started, which it is while something is
+// prepared: the service manager remembers it after that.
+func (p *preparation) over(s units.Service, after time.Duration) bool {
+	starting := s.Active == "activating"
+	p.begun = p.begun || starting || s.Left != p.before.Left
+	switch {
+	case starting && s.Status != "":
+		p.summary = s.Status
+	case starting || !p.begun && after <= beginWait:
+		return false
+	case p.begun:
+		p.err = fmt.Errorf("%s has ended, and nothing is prepared; see journalctl -t fdbridge and systemctl status %[1]s", bridge.PreserveUnit)
+	default:
+		p.err = fmt.Errorf("%s has not begun to start within %v, and is %s; see systemctl status %[1]s", bridge.PreserveUnit, beginWait, s.Active)
 	}
-	return summary, err
+	return true
 }
 
 // abortNow stops that service, and waits until it has ended.

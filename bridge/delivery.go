@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -50,13 +51,16 @@ func (s *Server) deliver(ctx context.Context, conn *wire.Conn, request *wire.Req
 		err = s.send(conn, d)
 	}
 	if err != nil {
+		if d != nil && !d.storing { // it was granted nothing
+			err = errors.Join(err, s.unbegun(p))
+		}
 		return s.refuse(ctx, conn, unit, p, err)
 	}
 	err = s.attend(conn, d)
 	switch {
 	case err == nil:
 		return nil
-	case ctx.Err() != nil:
+	case ctx.Err() != nil && (d.storing || !errors.Is(err, io.EOF)):
 		return fmt.Errorf("%s: The delivery of session %s goes on with the next fdbridged: %w", unit, d.Sessions[0], err)
 	}
 	return s.brokenOff(d, err)
@@ -73,7 +77,12 @@ func (s *Server) brokenOff(d *delivery, why error) error {
 	}
 	s.Log.WarningOf(about, "%s: The delivery of session %s was broken off before anything of it was in the unit's store, and it is held on for the next start: %v",
 		d.to, d.Sessions[0], why)
-	return errors.Join(s.Holder.ended(d.holding), s.Holder.Keeper.Flush())
+	return s.unbegun(d.holding)
+}
+
+// unbegun notes that nothing of a parcel is in a unit's store, though its delivery was begun.
+func (s *Server) unbegun(p *holding) error {
+	return errors.Join(s.Holder.ended(p), s.Holder.Keeper.Flush())
 }
 
 // advice is how a unit gets what is held that may have fds of it already, or has others.
@@ -307,7 +316,7 @@ func (s *Server) settle(p *holding, unit string, delivered *wire.Request) error 
 // takeBack holds on to a parcel of which nothing could be delivered.
 func (s *Server) takeBack(p *holding, unit, reason string) error {
 	s.Holder.Problem(journal.About{Kind: journal.Held, Unit: unit, Session: p.Sessions[0]}, "%s: %s; session %s is held on", unit, reason, p.Sessions[0])
-	return errors.Join(s.Holder.ended(p), s.Holder.Keeper.Flush())
+	return s.unbegun(p)
 }
 
 // delivered settles a delivery that was begun over another connection, with another fdbridged

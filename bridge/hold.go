@@ -75,6 +75,7 @@ type Holder struct {
 	elsewhere bool
 	adopted   []notify.Passed  // what is not sorted: the index is not read, or knows it not
 	missing   map[string]error // by unit, or a service's session: why something of it cannot be had
+	absent    map[string]error // by session of a unit: why it cannot be had for now
 	unknown   error            // why it is not known what is held; nil when it is
 	tried     chan struct{}    // closed when unknown will not change any more
 	patience  time.Time        // until when it is worth while to wait for that
@@ -221,25 +222,21 @@ func (h *Holder) descriptor(name string) *fd.FD {
 
 // begin marks that a delivery of a parcel begins, in this invocation of its
 // unit. It does not wait until PID 1 has the mark: what the delivery stores is
-// behind it in PID 1's queue. Were it lost, as what a process has sent right before its
-// end can be, the next delivery would be refused as one to a unit that has run. Whoever
+// behind it in PID 1's queue. It is lost only with what fdbridged has sent right before it is
+// killed. No delivery in another invocation has begun and not come to an end. Whoever
 // calls it has the unit's turn.
 func (h *Holder) begin(p *holding, invocation string) error {
 	hash := markHash(p.manifest())
-	before := h.begunIn(p)
-	if before == invocation {
+	if h.begunIn(p) == invocation {
 		return nil
 	}
 	if err := mark(h.Keeper, begunName(hash, invocation), ""); err != nil {
 		return fmt.Errorf("note that a delivery begins: %w", err)
 	}
 	h.mu.Lock()
+	defer h.mu.Unlock()
 	h.begun[hash] = invocation
-	h.mu.Unlock()
-	if before == "" {
-		return nil
-	}
-	return h.Keeper.Remove(begunName(hash, before))
+	return nil
 }
 
 // begunIn returns the invocation of its unit in which a delivery of a parcel was

@@ -17,6 +17,7 @@ import (
 	"github.com/fdbridge/fdbridge/bridge/wire"
 	"github.com/fdbridge/fdbridge/internal/fd"
 	"github.com/fdbridge/fdbridge/session"
+	"github.com/fdbridge/fdbridge/units"
 )
 
 // Whatever fdbridged does last, the deliveries come to their end with the next.
@@ -234,6 +235,27 @@ func TestInjectIsKilledBeforeItStoresAnything(t *testing.T) {
 	if said := u.logged(); !strings.Contains(said, "was broken off before anything of it was in the unit's store") {
 		t.Errorf("the log does not say so: %s", said)
 	}
+	u.check(t, d)
+}
+
+// A unit that is stopped while it waits for PID 1 was granted nothing.
+func TestInjectIsKilledBeforeItIsGrantedAnything(t *testing.T) {
+	u := update(t, stores["one unit"])
+	d := u.serveOwn()
+	u.setPeer("a.service")
+	u.fail(units.ErrManager)
+	conn := dial(t, d)
+	if err := conn.Send(wire.Request{Op: wire.OpDeliver, Invocation: "0123456789abcdef0123456789abcdef"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	for asked := 0; asked == 0; runtime.Gosched() {
+		u.manager.mu.Lock()
+		asked = u.identities
+		u.manager.mu.Unlock()
+	}
+	_ = conn.Close()
+	u.fail(nil)
+	u.deliverAll(t, d)
 	u.check(t, d)
 }
 

@@ -132,10 +132,7 @@ func (h *Holder) awaited(name string, but *holding) string {
 	}
 	for i := range h.index.Units {
 		u := &h.index.Units[i]
-		switch {
-		case !slices.Contains(u.Sessions, name) || but != nil && but.is(u) || h.holds(u):
-			continue
-		case h.unknown != nil || h.later(u.Unit) != nil:
+		if slices.Contains(u.Sessions, name) && (but == nil || !but.is(u)) && h.later(u) != nil {
 			return u.Unit
 		}
 	}

@@ -3,6 +3,7 @@
 package bridge
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -38,7 +39,7 @@ func (h *Holder) Restore(ctx context.Context, passed []notify.Passed) {
 	h.sessions, h.kept = map[string]*session.Session{}, map[string]*fd.FD{}
 	h.bundled, h.unopened = map[string]string{}, map[string]bool{}
 	h.outcome = map[string]string{}
-	h.begun, h.done, h.missing = map[string]string{}, map[string]bool{}, map[string]error{}
+	h.begun, h.done, h.missing, h.absent = map[string]string{}, map[string]bool{}, map[string]error{}, map[string]error{}
 	h.assigned = map[string]string{}
 	h.tried, h.patience = make(chan struct{}), time.Now().Add(unknownPatience)
 	h.opened, h.doneWith, h.askedFor, h.opening = map[string]*opened{}, map[string]string{}, map[string]bool{}, make(chan struct{}, 1)
@@ -121,21 +122,22 @@ func (h *Holder) state(units ...string) error {
 func (h *Holder) allCame(unit string) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.unknown == nil && len(h.unopened) == 0 && !h.elsewhere && h.later(unit) == nil
+	missing := h.missing[unit]
+	return h.unknown == nil && len(h.unopened) == 0 && !h.elsewhere && (missing == nil || errors.Is(missing, session.ErrNoSession))
 }
 
-// later returns why something of a unit cannot be had for now, but may be later. The caller
-// has h.mu.
-func (h *Holder) later(unit string) error {
-	if missing := h.missing[unit]; !errors.Is(missing, session.ErrNoSession) {
-		return missing
+// later returns why a parcel of the index is not held, where it may be later: it cannot be had
+// for now, or it is not known whether it can. The caller has h.mu.
+func (h *Holder) later(u *kho.IndexUnit) error {
+	if slices.ContainsFunc(h.held, func(p *holding) bool { return p.is(u) }) {
+		return nil
+	}
+	for _, name := range u.Sessions {
+		if err := cmp.Or(h.unknown, h.absent[name]); err != nil {
+			return err
+		}
 	}
 	return nil
-}
-
-// holds tells whether a parcel of the index is held. The caller has h.mu.
-func (h *Holder) holds(u *kho.IndexUnit) bool {
-	return slices.ContainsFunc(h.held, func(p *holding) bool { return p.is(u) })
 }
 
 // behind returns why another parcel of the same unit, which is to be delivered before one,
@@ -151,8 +153,8 @@ func (h *Holder) behind(p *holding) error {
 		if p.is(u) {
 			break
 		}
-		if u.Unit == p.Unit && !h.holds(u) {
-			return h.later(u.Unit)
+		if err := h.later(u); err != nil && u.Unit == p.Unit {
+			return err
 		}
 	}
 	return nil
@@ -266,6 +268,9 @@ func (h *Holder) fetchAll(device *session.Device, again bool) {
 			if err := h.fetchNew(device, name, again, bundles.store); err != nil {
 				if before := h.missing[u.Unit]; before == nil || errors.Is(before, session.ErrNoSession) { // see allCame
 					h.missing[u.Unit] = err
+				}
+				if !errors.Is(err, session.ErrNoSession) && !errors.Is(err, session.ErrRetrieved) {
+					h.absent[name] = err
 				}
 				h.problem(journal.About{Kind: journal.Lost, Unit: u.Unit, Session: name}, "%s: Its fds cannot be restored: %v", u.Unit, err)
 			}

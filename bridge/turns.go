@@ -122,7 +122,7 @@ func (s *Server) take(ctx context.Context, c *claims) (p *holding, done func(), 
 			return nil, none, nil
 		}
 		if err := s.Holder.behind(p); err != nil {
-			return p, none, fmt.Errorf("what it has stored last cannot be had yet: %w", err)
+			return p, none, fmt.Errorf("what it has stored last cannot be had yet, which \"systemctl restart fdbridged.service\" tries again: %w", err)
 		}
 		if done, err = s.turn(ctx, c.unit, p.Unit); err != nil {
 			return p, none, err

@@ -71,6 +71,7 @@ type Deliverer struct {
 
 	sessions int             // those that Sessions leaves in the store
 	unread   bool            // something was sent to the store that may not have been taken in
+	returned *wire.Request   // what fdbridged is to be told of the last delivery, which came to nothing
 	removed  map[string]bool // what was removed by name, and a session of that name with it
 	bound    *countdown      // of what goes on, nil when nothing does
 	last     time.Duration   // in place of lastTimeout, in tests
@@ -197,7 +198,7 @@ func (d *Deliverer) Run(ctx context.Context) (int, error) {
 	for {
 		n, err := d.try(ctx)
 		if !errors.Is(err, errBroken) || ctx.Err() != nil {
-			return n, err
+			return n, errors.Join(err, d.giveUp(ctx))
 		}
 		time.Sleep(wire.RetryDelay) // one that hangs up at once must not be asked all the time
 	}
@@ -218,6 +219,7 @@ func (d *Deliverer) try(ctx context.Context) (int, error) {
 	if grant.Error != "" {
 		return 0, fmt.Errorf("fdbridged does not deliver: %s", grant.Error)
 	}
+	d.returned = nil // it is this one that counts, if there is one
 	if grant.Session == "" {
 		return 0, nil
 	}
@@ -233,6 +235,25 @@ func (d *Deliverer) try(ctx context.Context) (int, error) {
 		return u.stored, fmt.Errorf("all fds of session %s are delivered, but fdbridged may hold them on: %w", grant.Session, err)
 	}
 	return u.stored, nil
+}
+
+// giveUp tells fdbridged over another connection that nothing of the last delivery is in the
+// store, where that is so and it was not told.
+func (d *Deliverer) giveUp(ctx context.Context) error {
+	if d.returned == nil {
+		return nil
+	}
+	ctx = context.WithoutCancel(ctx)
+	conn, err := dial(ctx, d.Socket)
+	if err == nil {
+		defer func() { _ = conn.Close() }() // fdbridged has answered, or never will
+		err = d.settle(ctx, conn, *d.returned)
+	}
+	if err != nil {
+		return fmt.Errorf("fdbridged was not told that nothing of it was delivered: %w", err)
+	}
+	d.returned = nil
+	return nil
 }
 
 // apply asks for what is held for the unit and waits until it is its turn. The

@@ -230,30 +230,17 @@ func (u *unpacking) giveBack(ctx context.Context, why error) error {
 	if err != nil { // fdbridged must not forget that the delivery was begun
 		return errors.Join(why, fmt.Errorf("remove from the store what was delivered: %w", err))
 	}
-	if errors.Is(why, errBroken) && ctx.Err() == nil {
-		return why // Run asks the next fdbridged
+	returned := wire.Request{
+		Op: wire.OpReturned, Session: u.grant.Session, Token: u.grant.Token, Invocation: u.Invocation, Reason: short(why.Error()),
 	}
-	if err := u.giveUp(context.WithoutCancel(ctx), why); err != nil {
+	if errors.Is(why, errUnanswered) { // Run asks another fdbridged, or tells it
+		u.returned = &returned
+		return why
+	}
+	if err := u.settle(context.WithoutCancel(ctx), u.conn, returned); err != nil {
 		why = fmt.Errorf("%w; fdbridged was not told: %v", why, err)
 	}
 	return why
-}
-
-// giveUp tells fdbridged that nothing of the parcel is in the store, over another connection
-// where the one that there is is of no use any more.
-func (u *unpacking) giveUp(ctx context.Context, why error) error {
-	conn := u.conn
-	if errors.Is(why, errUnanswered) {
-		_ = conn.Close() // or fdbridged would have this delivery go on
-		var err error
-		if conn, err = dial(ctx, u.Socket); err != nil {
-			return err
-		}
-		defer func() { _ = conn.Close() }() // fdbridged has answered, or never will
-	}
-	return u.settle(ctx, conn, wire.Request{
-		Op: wire.OpReturned, Session: u.grant.Session, Token: u.grant.Token, Invocation: u.Invocation, Reason: short(why.Error()),
-	})
 }
 
 // delivered is what to tell fdbridged when all is in the store.

@@ -136,8 +136,11 @@ func neverArrived(index *kho.Index) string {
 			named = append(named, fmt.Sprintf("%s (%d)", u.Unit, n))
 		}
 	}
-	text := fmt.Sprintf("The live update of %s from Linux %s has not arrived in this kernel: %d fds of %d units are lost: %s",
-		began(index), index.Origin.Kernel, lost, of, strings.Join(named, ", "))
+	text := fmt.Sprintf("The live update of %s from Linux %s has not arrived in this kernel: ", began(index), index.Origin.Kernel)
+	if of == 0 {
+		return text + "the log of fdbridge-arrival.service says what is lost"
+	}
+	text += fmt.Sprintf("%d fds of %d units are lost: %s", lost, of, strings.Join(named, ", "))
 	if more := of - len(named); more > 0 {
 		text += fmt.Sprintf(" and %d more, which the log of fdbridge-arrival.service names", more)
 	}

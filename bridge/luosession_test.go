@@ -23,7 +23,9 @@ import (
 // luo starts a unit's fdbridge-inject, with the names in its LUOSession=.
 func (w *world) luo(socket, unit string, names ...string) error {
 	w.t.Helper()
-	d := w.inject(socket, unit, keeper{m: w.manager, unit: unit})
+	store := &queue{keeper: keeper{m: w.manager, unit: unit}}
+	defer store.drop()
+	d := w.inject(socket, unit, store)
 	came, failed := d.Sessions(w.t.Context(), names)
 	_, err := d.Run(w.t.Context())
 	return errors.Join(failed, err, d.Done(w.t.Context(), came))

@@ -237,21 +237,24 @@ func (p *Preserver) GiveUp(ctx context.Context, why error) {
 			index.Units = append(index.Units, lostStore(s))
 		}
 	})
+	stores, opened := index.Units, 0
 	if own != nil {
-		p.giveUpOwn(own, rescued)
+		var held []kho.IndexUnit
+		held, opened = p.giveUpOwn(own, rescued)
+		index.Units = slices.Concat(stores, held)
 	}
 	if err != nil {
 		p.Log.Err("Not every fd store can be read, there may be more that is not carried: %v", err)
 	}
 	index.Messages = p.Warnings() // without those of what the index has by itself
-	for _, u := range index.Units {
+	for _, u := range stores {
 		var names []string
 		for _, lost := range u.Lost {
 			names = append(names, fmt.Sprintf("%q (%s)", lost.Name, lost.Type))
 		}
 		p.Log.Err("%s: Not carried%s are the fds %s", u.Unit, by, strings.Join(names, ", "))
 	}
-	if by == "" {
+	if by == "" && len(index.Units)+opened > 0 {
 		p.record(&index)
 	}
 }
@@ -272,10 +275,9 @@ func (p *Preserver) record(index *kho.Index) {
 	}
 }
 
-// giveUpOwn logs what is lost of fdbridged's store. rescued is what was taken out of held
-// sessions: see finishHeld.
-func (p *Preserver) giveUpOwn(own *units.Store, rescued []units.Entry) {
-	open := 0
+// giveUpOwn logs what is lost of fdbridged's store, and returns what was held for units and how
+// many sessions were open. rescued is what was taken out of held sessions: see finishHeld.
+func (p *Preserver) giveUpOwn(own *units.Store, rescued []units.Entry) (held []kho.IndexUnit, open int) {
 	for i := range own.Entries {
 		if strings.HasPrefix(own.Entries[i].Name, openPrefix) {
 			open++
@@ -284,16 +286,18 @@ func (p *Preserver) giveUpOwn(own *units.Store, rescued []units.Entry) {
 	if open > 0 {
 		p.Log.Err("Not carried are %d sessions that services have opened, and what fdbridged holds", open)
 	}
-	if err := p.giveUpHeld(own, rescued); err != nil {
+	held, err := p.giveUpHeld(own, rescued)
+	if err != nil {
 		p.Log.Err("There may be more that is held for units and not carried: %v", err)
 	}
+	return held, open
 }
 
-// giveUpHeld logs what is lost of what fdbridged holds for units.
-func (p *Preserver) giveUpHeld(own *units.Store, rescued []units.Entry) error {
+// giveUpHeld logs what is lost of what fdbridged holds for units, and returns it.
+func (p *Preserver) giveUpHeld(own *units.Store, rescued []units.Entry) (held []kho.IndexUnit, err error) {
 	d, err := p.Duplicator()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer func() { _ = d.Close() }() // it was only read from
 	left, err := p.takeOver(own, rescued, d)
@@ -303,10 +307,11 @@ func (p *Preserver) giveUpHeld(own *units.Store, rescued []units.Entry) error {
 		for i := range index.Units {
 			if u := &index.Units[i]; left.has(u) && !left.finished(u) {
 				p.Log.Err("%s: Not carried are the %d fds that are held for it", u.Unit, u.Entries)
+				held = append(held, *u)
 			}
 		}
 	}
-	return errors.Join(err, failed)
+	return held, errors.Join(err, failed)
 }
 
 // fill puts all that there is to carry into sessions, and returns that of the

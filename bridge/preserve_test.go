@@ -482,6 +482,14 @@ func TestWhatIsHeldAndNotCarriedIsNamed(t *testing.T) {
 			if w.recorded != nil && w.recorded.Messages != nil {
 				t.Errorf("what may be carried is recorded as lost: %+v", w.recorded)
 			}
+			w.carries = false
+			w.preserver().GiveUp(t.Context(), errors.New("it is broken"))
+			if got := w.recorded.Totals(); len(got) != 2 || got[0].Lost != 1 || got[1].Entries != 1 {
+				t.Errorf("recorded are %+v, want what b.service has stored and what is held for a.service", got)
+			}
+			if _, err := w.recorded.Encode(); err != nil {
+				t.Errorf("what is recorded: %v", err)
+			}
 		})
 	}
 }
@@ -510,6 +518,12 @@ func TestWhatALiveUpdateWithoutFdbridgeDoesNotCarryIsNamed(t *testing.T) {
 	}
 	if diff := cmp.Diff([]string{"No fd store will be carried into the next kernel: it is broken"}, w.recorded.Messages); diff != "" {
 		t.Errorf("recorded messages (-want +got):\n%s", diff)
+	}
+	w.recorded = nil
+	w.empty("a.service")
+	w.preserver().GiveUp(t.Context(), errors.New("it is broken"))
+	if w.recorded != nil {
+		t.Errorf("that nothing is lost is recorded: %+v", w.recorded)
 	}
 	w.err = errors.New("no answer")
 	w.preserver().GiveUp(t.Context(), errors.New("it is broken"))

@@ -124,7 +124,7 @@ func freed(b *bed, truth map[string][]found) {
 	if u := b.list()["a.service"]; u.State != wire.StateHeld || u.Held != 2 {
 		b.Errorf("a.service is listed as %+v, want 2 fds held", u)
 	}
-	b.sh("systemctl kill --signal=KILL a.service")
+	b.killed("a.service")
 	b.until("! systemctl -q is-active a.service")
 	b.sh("systemctl start a.service")
 	b.same(truth)

@@ -16,7 +16,8 @@ import (
 // Assign makes what is held for a unit another one's, or the unit's own whatever
 // it has become since the live update: an administrator has decided so. It is
 // true until nothing is held for the unit any more, in this boot. That a delivery of it was
-// begun does not count any more then. When Assign returns, PID 1 has it. No delivery to either may be under way.
+// begun does not count any more then. When Assign returns, PID 1 has it. No delivery to
+// either may be under way.
 func (h *Holder) Assign(unit, to string) error {
 	h.mu.Lock()
 	_, before := h.assigned[unit]

@@ -102,6 +102,16 @@ func (w *world) preserver() *bridge.Preserver {
 	}
 }
 
+// failing has requests of one kind fail, those about a session of that name, or about any.
+func (w *world) failing(kind uint, of string, err error) {
+	w.kernel.Fail = func(request uint, name string, _ uint64) error {
+		if request == kind && (of == "" || name == of) {
+			return err
+		}
+		return nil
+	}
+}
+
 // preserve preserves, and closes what was preserved at the end of the test.
 func (w *world) preserve() *bridge.Preserved {
 	w.t.Helper()

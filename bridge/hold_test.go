@@ -372,12 +372,7 @@ func TestAFileOfAUnitThatCannotBeHadYetIsKept(t *testing.T) {
 		t.Run(first+" is delivered first", func(t *testing.T) {
 			u := update(t, stores["a file that two units have"])
 			other := map[string]string{"a.service": "b.service", "b.service": "a.service"}[first]
-			u.kernel.Fail = func(request uint, name string, _ uint64) error {
-				if request == session.ReqRetrieveSession && name == kho.SessionName(other) {
-					return unix.ENOMEM
-				}
-				return nil
-			}
+			u.failing(session.ReqRetrieveSession, kho.SessionName(other), unix.ENOMEM)
 			d := u.serveOwn()
 			n, err := u.deliver(d.socket, first)
 			if n != len(u.want[first]) && err == nil {
@@ -407,12 +402,7 @@ func TestTheOlderOfTwoParcelsWaitsForTheNewer(t *testing.T) {
 	w.kexec(w.preserve())
 	d.stop()
 	newer := kho.SessionName(unit)
-	w.kernel.Fail = func(request uint, name string, _ uint64) error {
-		if request == session.ReqRetrieveSession && name == newer {
-			return unix.ENOMEM
-		}
-		return nil
-	}
+	w.failing(session.ReqRetrieveSession, newer, unix.ENOMEM)
 	d = w.serveOwn()
 	if held := d.holder.Held(unit); len(held) != 1 || held[0].Sessions[0] == newer {
 		t.Fatalf("held: %+v", held)
@@ -437,12 +427,7 @@ func TestTheOlderOfTwoParcelsWaitsForTheNewer(t *testing.T) {
 // The mark that a parcel is done holds where its session cannot be finished.
 func TestWhatIsDeliveredIsNotDeliveredAgainThoughItCannotBeFinished(t *testing.T) {
 	u := update(t, stores["one unit"])
-	u.kernel.Fail = func(req uint, _ string, _ uint64) error {
-		if req == session.ReqFinish {
-			return unix.EBUSY
-		}
-		return nil
-	}
+	u.failing(session.ReqFinish, "", unix.EBUSY)
 	d := u.serveOwn()
 	u.deliverAll(t, d)
 	u.empty("a.service")

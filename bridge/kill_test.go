@@ -69,12 +69,7 @@ func TestFdbridgedIsKilledBeforePID1HasReadAll(t *testing.T) {
 // What is done is not held again where its session cannot be finished.
 func TestFdbridgedIsKilledBeforePID1HasReadThatSomethingIsDone(t *testing.T) {
 	u := update(t, stores["one unit"])
-	u.kernel.Fail = func(request uint, _ string, _ uint64) error {
-		if request == session.ReqFinish {
-			return unix.EBUSY
-		}
-		return nil
-	}
+	u.failing(session.ReqFinish, "", unix.EBUSY)
 	const unit = "a.service"
 	own := &queue{keeper: keeper{m: u.manager, unit: bridge.OwnUnit}}
 	socket := filepath.Join(t.TempDir(), "socket")

@@ -449,12 +449,7 @@ func TestASessionThatMayBeClaimedIsNotDropped(t *testing.T) {
 func TestASessionThatDidNotComeIsAProblemAndSaidToItsUnit(t *testing.T) {
 	w := vm(t)
 	w.kexec(w.preserve())
-	w.kernel.Fail = func(req uint, name string, _ uint64) error {
-		if req == session.ReqRetrieveSession && name == "fdbridge/vm.service/guest" {
-			return unix.ENOMEM
-		}
-		return nil
-	}
+	w.failing(session.ReqRetrieveSession, "fdbridge/vm.service/guest", unix.ENOMEM)
 	d := w.daemon()
 	path := d.services()
 	if p := d.holder.Problems(); len(p) != 1 || !strings.Contains(p[0], `vm.service: Its session "guest" cannot be restored`) {

@@ -7,6 +7,7 @@ package conform
 import (
 	"fmt"
 	"io"
+	"os"
 	"runtime"
 )
 
@@ -46,6 +47,16 @@ func Run[S any](w io.Writer, subject S, checks []Check[S]) (failed int) {
 		fmt.Fprintf(w, "%s %s\n%s", verdict, c.Name, t.log)
 	}
 	return failed
+}
+
+// Main is Run for a program that does nothing else: it says on standard output how many checks
+// failed, and ends the process if any has.
+func Main[S any](subject S, checks []Check[S]) {
+	failed := Run(os.Stdout, subject, checks)
+	fmt.Printf("%d of %d checks failed\n", failed, len(checks))
+	if failed > 0 {
+		os.Exit(1)
+	}
 }
 
 // plainT is the T of Run.

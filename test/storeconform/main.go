@@ -25,13 +25,8 @@ func main() {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
-	checks := storetest.Checks()
-	failed := conform.Run(os.Stdout, storetest.Subject{
+	conform.Main(storetest.Subject{
 		Unit: os.Args[1], Keeper: socket, PID1: &units.Reader{Socket: units.PrivateSocket}, Kernel: session.System{},
 		Duplicator: func() (storetest.Duplicator, error) { return units.OpenDuplicator(1) },
-	}, checks)
-	fmt.Printf("%d of %d checks failed\n", failed, len(checks))
-	if failed > 0 {
-		os.Exit(1)
-	}
+	}, storetest.Checks())
 }

@@ -82,6 +82,11 @@ func TestWhatWasDraftedIsCarriedIfItIsTrue(t *testing.T) {
 				t.Fatal(err)
 			}
 		}, 1},
+		"a file gets another mode": {func(t *testing.T, w *world) {
+			if err := w.file("b.service", "y").Do(func(raw int) error { return unix.Fchmod(raw, 0o640) }); err != nil {
+				t.Fatal(err)
+			}
+		}, 1},
 		"another unit has a file, too": {func(_ *testing.T, w *world) {
 			w.add("a.service", "yes")
 			w.lend("b.service", "y", "a.service", "z", -1)

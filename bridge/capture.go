@@ -390,6 +390,7 @@ func duplicate(parcel *parcel, entries []units.Entry, dup func([]units.Entry) ([
 			it.inode, it.entry.Flags = inode{file.Dev, file.Ino}, uint32(file.Flags)
 		}
 		it.entry.Size, it.entry.Position, it.entry.Seals = file.Size, file.Position, kho.Seals(file.Seals)
+		it.entry.Mode, it.entry.UID, it.entry.GID = file.Mode, file.UID, file.GID
 	}
 	return changed
 }

@@ -61,6 +61,8 @@ type Entry struct {
 	Position int64  // of the open file, in bytes
 	Seals    Seals
 	Flags    uint32 // of the open file, as fcntl(F_GETFL) returns them
+	Mode     uint32 // as stat(2) has it, with the type of the file; 0: not known, and its owner neither
+	UID, GID uint32 // whose the file is, as stat(2) has it
 	Reason   string // why it is lost
 	Unknown  []Member
 }
@@ -105,7 +107,7 @@ func (m *Manifest) Equal(o *Manifest) bool {
 func (e *Entry) equal(o *Entry) bool {
 	return e.Name == o.Name && e.Kind == o.Kind && e.Session == o.Session && e.Token == o.Token && e.Open == o.Open &&
 		e.Type == o.Type && e.Size == o.Size && e.Position == o.Position && e.Seals == o.Seals && e.Flags == o.Flags &&
-		e.Reason == o.Reason
+		e.Mode == o.Mode && e.UID == o.UID && e.GID == o.GID && e.Reason == o.Reason
 }
 
 // Encode returns the manifest as JSON. It refuses, with ErrFormat or ErrTooLarge,
@@ -174,6 +176,9 @@ func (e *Entry) fields() []field {
 		opt("position", num(&e.Position)),
 		opt("seals", (*sealNames)(&e.Seals)),
 		opt("flags", num(&e.Flags)),
+		opt("mode", num(&e.Mode)),
+		opt("uid", num(&e.UID)),
+		opt("gid", num(&e.GID)),
 		opt("reason", (*text)(&e.Reason)),
 	}
 }

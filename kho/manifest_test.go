@@ -21,20 +21,27 @@ import (
 )
 
 func TestManifestVersion1IsWhatItWas(t *testing.T) {
-	want := golden(t, "manifest-v1.json")
-	got, err := exampleManifest().Encode()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(string(want), string(got)); diff != "" {
-		t.Errorf("Encode (-want +got):\n%s", diff)
-	}
-	m, err := ParseManifest(want)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(exampleManifest(), m); diff != "" {
-		t.Errorf("ParseManifest (-want +got):\n%s", diff)
+	for name, example := range map[string]*Manifest{
+		"manifest-v1.json": exampleManifest(),
+		"manifest-v1-owner.json": {Unit: "a.service", Origin: exampleOrigin(), Entries: []Entry{
+			{Name: "state", Kind: KindLUO, Token: 1, Type: "memfd", Size: 4096, Flags: unix.O_RDWR, Mode: unix.S_IFREG | 0o600, UID: 1000, GID: 100},
+		}},
+	} {
+		want := golden(t, name)
+		got, err := example.Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(string(want), string(got)); diff != "" {
+			t.Errorf("Encode %s (-want +got):\n%s", name, diff)
+		}
+		m, err := ParseManifest(want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(example, m); diff != "" {
+			t.Errorf("ParseManifest of %s (-want +got):\n%s", name, diff)
+		}
 	}
 }
 

@@ -137,6 +137,7 @@ func TestParseMetadataRefusesOtherLayouts(t *testing.T) {
 func FuzzParseManifest(f *testing.F) {
 	f.Add(golden(f, "manifest-v1.json"))
 	f.Add(golden(f, "manifest-v1-unknown.json"))
+	f.Add(golden(f, "manifest-v1-owner.json"))
 	f.Add([]byte(`{"format":"fdbridge.manifest","version":2}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		m, err := ParseManifest(data)

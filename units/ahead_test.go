@@ -533,8 +533,11 @@ func TestFilesAreDuplicatedAhead(t *testing.T) {
 	if _, err := unix.FcntlInt(uintptr(raw(t, first)), unix.F_SETFL, unix.O_RDWR|unix.O_APPEND); err != nil {
 		t.Fatal(err)
 	}
-	if err := files[1].Renew(); err != nil || files[1].Size != 5 || files[1].Position != 3 || files[1].Flags != unix.O_RDWR|unix.O_APPEND {
-		t.Errorf("renewed: %d bytes, position %d, flags %x: %v", files[1].Size, files[1].Position, files[1].Flags, err)
+	if err := unix.Fchmod(raw(t, first), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := files[1].Renew(); err != nil || files[1].Mode != unix.S_IFREG|0o600 || files[1].Size != 5 || files[1].Position != 3 || files[1].Flags != unix.O_RDWR|unix.O_APPEND {
+		t.Errorf("renewed: %d bytes, position %d, flags %x, mode %o: %v", files[1].Size, files[1].Position, files[1].Flags, files[1].Mode, err)
 	}
 }
 

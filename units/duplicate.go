@@ -143,6 +143,8 @@ type File struct {
 	Size     int64 // bytes
 	Position int64 // bytes from the beginning
 	Seals    int   // of fcntl(2)'s F_GET_SEALS
+	// Mode, UID and GID are those of stat(2).
+	Mode, UID, GID uint32
 	// Guessed says that the process has other open files of this inode, at
 	// other positions, one of which the entry may be instead.
 	Guessed bool
@@ -154,13 +156,13 @@ type File struct {
 }
 
 // Renew looks again at what others that have the same regular file open can change: its
-// size, position, seals and open flags.
+// size, position, seals, mode, owner and open flags.
 func (f *File) Renew() error {
 	st, err := f.FD.Stat()
 	if err != nil {
 		return err
 	}
-	f.Size = st.Size
+	f.stat(&st)
 	if f.Flags, err = OpenFlags(f.FD); err != nil {
 		return err
 	}
@@ -344,7 +346,7 @@ func see(f *fd.FD, e *Entry) (*File, error) {
 	}
 	seen := &File{FD: f, Dev: st.Dev, Ino: st.Ino, Flags: flags}
 	if st.Mode&unix.S_IFMT == unix.S_IFREG {
-		seen.Size = st.Size
+		seen.stat(&st)
 		err = f.Do(seen.look)
 	}
 	if err != nil {
@@ -353,7 +355,12 @@ func see(f *fd.FD, e *Entry) (*File, error) {
 	return seen, nil
 }
 
-// look adds what only a regular file has.
+// stat adds what stat(2) says of a regular file.
+func (f *File) stat(st *unix.Stat_t) {
+	f.Size, f.Mode, f.UID, f.GID = st.Size, st.Mode, st.Uid, st.Gid
+}
+
+// look adds what else only a regular file has.
 func (f *File) look(raw int) (err error) {
 	if f.Position, err = unix.Seek(raw, 0, unix.SEEK_CUR); err != nil {
 		return os.NewSyscallError("lseek", err)

@@ -131,7 +131,7 @@ func documents(t *testing.T) (list [][]string) {
 	t.Helper()
 	full := kho.Entry{
 		Name: "n", Kind: "later", Session: "fdbridge.a.service", Token: 1, Open: 1, Type: "t", Size: 1, Position: 1,
-		Seals: 1, Flags: 1, Reason: "r",
+		Seals: 1, Flags: 1, Mode: 1, UID: 1, GID: 1, Reason: "r",
 	}
 	manifest := kho.Manifest{Unit: "a.service", Entries: []kho.Entry{full, {Kind: "later"}}}
 	index := kho.Index{Units: []kho.IndexUnit{{

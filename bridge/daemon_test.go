@@ -122,6 +122,7 @@ func (w *world) inject(socket, unit string, store deliver.Store) *deliver.Delive
 		Socket: socket, Kernel: w.kernel, Store: store, Max: int(w.max(unit)),
 		Invocation: w.invoke(unit),
 		Lost:       func(string, error) {},
+		Altered:    func(name string, err error) { w.t.Errorf("%q of %s: %v", name, unit, err) },
 	}
 }
 
@@ -223,7 +224,7 @@ func (m *manager) names(unit string) []string {
 }
 
 // putMemfd stores one memfd, with flags of memfd_create(2), in the stores of
-// several units; open for reading only if mode says so.
+// several units; open for reading only if mode says so. Only its owner may use it.
 func (m *manager) putMemfd(names []string, entry, contents string, mode, flags int) {
 	m.t.Helper()
 	raw, err := unix.MemfdCreate("test", unix.MFD_CLOEXEC|flags)
@@ -233,6 +234,9 @@ func (m *manager) putMemfd(names []string, entry, contents string, mode, flags i
 	f := fd.New(raw)
 	defer func() { _ = f.Close() }()
 	_, err = unix.Write(raw, []byte(contents))
+	if err == nil {
+		err = unix.Fchmod(raw, 0o600)
+	}
 	if err == nil && mode == unix.O_RDONLY {
 		if raw, err = unix.Open(fmt.Sprintf("/proc/self/fd/%d", raw), unix.O_RDONLY|unix.O_CLOEXEC, 0); err == nil {
 			_ = f.Close()
@@ -249,8 +253,8 @@ func (m *manager) putMemfd(names []string, entry, contents string, mode, flags i
 	}
 }
 
-// each calls tell with what is in a unit's store: its name, inode and seals.
-func (m *manager) each(unit string, tell func(name string, inode uint64, seals int)) {
+// each calls tell with what is in a unit's store: its name, inode, mode and seals.
+func (m *manager) each(unit string, tell func(name string, inode uint64, mode uint32, seals int)) {
 	m.t.Helper()
 	for _, p := range m.passed(unit) {
 		st, err := p.FD.Stat()
@@ -259,7 +263,7 @@ func (m *manager) each(unit string, tell func(name string, inode uint64, seals i
 		}
 		_ = p.FD.Do(func(raw int) error {
 			seals, err := unix.FcntlInt(uintptr(raw), unix.F_GET_SEALS, 0)
-			tell(p.Name, st.Ino, seals)
+			tell(p.Name, st.Ino, st.Mode, seals)
 			return err
 		})
 		_ = p.FD.Close()

@@ -56,7 +56,7 @@ func (s *Server) deliver(ctx context.Context, conn *wire.Conn, request *wire.Req
 		}
 		return s.refuse(ctx, conn, unit, p, err)
 	}
-	err = s.attend(conn, d)
+	err = s.attend(ctx, conn, d)
 	switch {
 	case err == nil:
 		return nil
@@ -224,7 +224,7 @@ func (s *Server) mayBegin(p *holding, to *applicant, n int) error {
 }
 
 // attend serves a client to which a parcel was granted, until that is settled.
-func (s *Server) attend(conn *wire.Conn, d *delivery) error {
+func (s *Server) attend(ctx context.Context, conn *wire.Conn, d *delivery) error {
 	start := time.Now()
 	for {
 		var request wire.Request
@@ -237,7 +237,7 @@ func (s *Server) attend(conn *wire.Conn, d *delivery) error {
 		case wire.OpStoring:
 			d.storing = true
 		case wire.OpFile:
-			err = s.file(conn, d, address{request.Session, request.Token})
+			err = s.file(ctx, conn, d, address{request.Session, request.Token})
 		case wire.OpDelivered:
 			err := s.settle(d.holding, d.to, &request)
 			if err == nil {
@@ -265,8 +265,9 @@ func text(err error) string {
 	return err.Error()
 }
 
-// file answers OpFile with a file of the parcel's, and nobody else's.
-func (s *Server) file(conn *wire.Conn, d *delivery, a address) error {
+// file answers OpFile with a file of the parcel's, and nobody else's. One that is not had
+// before fdbridged is stopped is asked of the next.
+func (s *Server) file(ctx context.Context, conn *wire.Conn, d *delivery, a address) error {
 	if d.files == nil {
 		inspected, err := s.Holder.inspect(d.holding)
 		if err != nil {
@@ -278,7 +279,16 @@ func (s *Server) file(conn *wire.Conn, d *delivery, a address) error {
 		err := fmt.Errorf("%w: %v is not in the manifest of %s", wire.ErrPacket, a, d.Unit)
 		return errors.Join(err, conn.Send(s.refused(d, err), nil))
 	}
-	f, err := s.Holder.file(d, a)
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	told := s.tellToWait(conn, stop)
+	f, err := s.Holder.file(ctx, d, a)
+	if gone := told(); gone != nil {
+		return errors.Join(gone, f.Close())
+	}
+	if errors.Is(err, context.Canceled) {
+		return err
+	}
 	if err != nil {
 		return conn.Send(s.refused(d, err), nil)
 	}

@@ -6,10 +6,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"path/filepath"
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -106,17 +108,20 @@ type updated struct {
 	*world
 	units []string
 	want  map[string][]string
-	seals map[string]int // by unit and name
-	apart bool           // what is shared need not be one file any more
+	seals map[string]int    // by unit and name
+	modes map[string]uint32 // by unit and name
+	apart bool              // what is shared need not be one file any more
 }
 
 func update(t *testing.T, make func(w *world) []string) *updated {
 	t.Helper()
-	u := &updated{world: newWorld(t), want: map[string][]string{}, seals: map[string]int{}}
+	u := &updated{world: newWorld(t), want: map[string][]string{}, seals: map[string]int{}, modes: map[string]uint32{}}
 	u.units = make(u.world)
 	for _, unit := range u.units {
 		u.want[unit] = u.contents(unit)
-		u.each(unit, func(name string, _ uint64, seals int) { u.seals[unit+name] = seals })
+		u.each(unit, func(name string, _ uint64, mode uint32, seals int) {
+			u.seals[unit+name], u.modes[unit+name] = seals, mode
+		})
 	}
 	u.kexec(u.preserve())
 	return u
@@ -131,9 +136,9 @@ func (u *updated) check(t *testing.T, d *daemon) {
 		if diff := cmp.Diff(u.want[unit], u.contents(unit)); diff != "" {
 			t.Errorf("the store of %s (-want +got):\n%s", unit, diff)
 		}
-		u.each(unit, func(name string, inode uint64, seals int) {
-			if seals != u.seals[unit+name] {
-				t.Errorf("%q of %s has seals %#x, want %#x", name, unit, seals, u.seals[unit+name])
+		u.each(unit, func(name string, inode uint64, mode uint32, seals int) {
+			if seals != u.seals[unit+name] || mode != u.modes[unit+name] {
+				t.Errorf("%q of %s has seals %#x and mode %#o, want %#x and %#o", name, unit, seals, mode, u.seals[unit+name], u.modes[unit+name])
 			}
 			if name == "shared" {
 				shared[inode] = true
@@ -393,6 +398,126 @@ func TestAStoppedFdbridgedLetsDeliveriesEnd(t *testing.T) {
 	result{n, err}.check(t, unit, len(u.want[unit]))
 	<-stopped
 	u.check(t, u.start(u.t.Context(), d.socket, own))
+}
+
+// late is a store that takes in no kept files before it is told to.
+type late struct {
+	keeper
+	now chan struct{}
+}
+
+func (l late) Store(name string, f *fd.FD) error {
+	if strings.HasPrefix(name, "f-") {
+		<-l.now
+	}
+	return l.keeper.Store(name, f)
+}
+
+// It may take minutes to copy a large file.
+func TestAUnitIsToldToWaitForAFile(t *testing.T) {
+	u := update(t, stores["a file that two units have and nobody may execute"])
+	u.waitInterval = time.Millisecond
+	own := late{keeper{m: u.manager, unit: bridge.OwnUnit}, make(chan struct{})}
+	release := sync.OnceFunc(func() { close(own.now) })
+	defer release()
+	d := u.start(u.t.Context(), filepath.Join(t.TempDir(), "socket"), own)
+	conn := u.granted(t, d)
+	if err := conn.Send(conn.shared, nil); err != nil {
+		t.Fatal(err)
+	}
+	var answers []wire.File
+	for len(answers) == 0 || answers[len(answers)-1].Wait {
+		var file wire.File
+		f, err := conn.Receive(&file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if has := f != nil; has == file.Wait {
+			t.Errorf("there is a file %v with %+v", has, file)
+		}
+		_ = f.Close()
+		answers = append(answers, file)
+		release()
+	}
+	if last := answers[len(answers)-1]; len(answers) < 2 || last.Error != "" {
+		t.Errorf("answers: %+v; want at least one to wait, and then the file", answers)
+	}
+}
+
+// granted is a connection of the unit in whose session the shared file is, to which its
+// fds were granted.
+type granted struct {
+	*wire.Conn
+	unit, invocation string
+	shared           wire.Request // for that file
+}
+
+func (u *updated) granted(t *testing.T, d *daemon) *granted {
+	t.Helper()
+	owner := "a.service"
+	if len(d.holder.Held(owner)[0].Sessions) == 2 { // the shared file is in the session of the other
+		owner = "b.service"
+	}
+	u.setPeer(owner)
+	conn := &granted{Conn: dial(t, d), unit: owner, invocation: u.invoke(owner)}
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	if err := conn.Send(wire.Request{Op: wire.OpDeliver, Invocation: conn.invocation}, nil); err != nil {
+		t.Fatal(err)
+	}
+	var grant wire.Grant
+	for again := true; again; again = grant.Wait {
+		grant = wire.Grant{}
+		f, err := conn.Receive(&grant)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = f.Close()
+	}
+	if len(grant.Shared) != 1 {
+		t.Fatalf("granted: %+v", grant)
+	}
+	conn.shared = wire.Request{Op: wire.OpFile, Session: grant.Session, Token: grant.Shared[0]}
+	return conn
+}
+
+// What takes longer than a server has that is being stopped, the next one does.
+func TestAStoppedFdbridgedLeavesALongCopyToTheNext(t *testing.T) {
+	u := update(t, func(w *world) []string {
+		names := []string{"a.service", "b.service"}
+		for _, unit := range names {
+			w.add(unit, "yes")
+			w.put(unit, "own", unit)
+		}
+		w.putMemfd(names, "shared", strings.Repeat("S", 17<<20), unix.O_RDWR, unix.MFD_NOEXEC_SEAL)
+		return names
+	})
+	d := u.serveOwn()
+	conn := u.granted(t, d)
+	stopped := make(chan struct{})
+	go func() { d.stop(); close(stopped) }()
+	for again, err := wire.Dial(d.socket); err == nil; again, err = wire.Dial(d.socket) {
+		_ = again.Close()
+		runtime.Gosched()
+	}
+	if err := conn.Send(conn.shared, nil); err != nil {
+		t.Fatal(err)
+	}
+	if f, err := conn.Receive(&wire.File{}); !errors.Is(err, io.EOF) {
+		t.Errorf("there is an answer with a file %v, %v; want none", f != nil, err)
+	}
+	<-stopped
+	next := u.serveOwn()
+	for _, unit := range u.units {
+		injected := u.inject(next.socket, unit, keeper{m: u.manager, unit: unit})
+		if unit == conn.unit { // it is still the same start
+			injected.Invocation = conn.invocation
+		}
+		n, err := injected.Run(t.Context())
+		result{n, err}.check(t, unit, len(u.want[unit]))
+	}
+	u.check(t, next)
 }
 
 func TestWhatCannotBeRestoredIsLostByNameAndTheRestDelivered(t *testing.T) {

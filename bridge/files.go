@@ -3,6 +3,7 @@
 package bridge
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -108,6 +109,13 @@ func (h *Holder) retrieve(a address) (*fd.FD, error) {
 	return nil, fmt.Errorf("retrieve %v: %w", a, session.ErrNoSession)
 }
 
+// locked is retrieve for who has not h.mu.
+func (h *Holder) locked(a address) (*fd.FD, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.retrieve(a)
+}
+
 // gone tells whether a file cannot be had from a session any more because that is
 // finished. One that cannot be had for another reason is there.
 func gone(s *session.Session, token uint64) bool {
@@ -120,25 +128,30 @@ func gone(s *session.Session, token uint64) bool {
 //
 // A file that another parcel needs, too, gets its seals back here, if that takes
 // a new file: each of the units would make one of its own. The new file is kept
-// in its place.
-func (h *Holder) file(d *delivery, a address) (*fd.FD, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	f, err := h.retrieve(a)
-	if _, shared := d.shared[a]; err != nil || !shared {
-		return f, err
+// in its place. That takes long where it is large, and is broken off when ctx ends.
+func (h *Holder) file(ctx context.Context, d *delivery, a address) (*fd.FD, error) {
+	if _, shared := d.shared[a]; !shared {
+		return h.locked(a)
 	}
-	sealed, err := deliver.Reseal(f, d.files[a])
+	h.mending.Lock()
+	defer h.mending.Unlock()
+	f, err := h.locked(a)
+	if err != nil {
+		return nil, err
+	}
+	sealed, err := deliver.Reseal(ctx, f, d.files[a]) // without h.mu
 	if err != nil || sealed == f {
 		return sealed, err
 	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
 	if err := h.hold(a, sealed); err != nil {
 		return nil, errors.Join(err, sealed.Close())
 	}
 	return sealed.Dup()
 }
 
-// hold keeps a file, which is the Holder's from then on. One that takes the
+// hold keeps a file, which is the Holder's from then on; the caller has h.mu. One that takes the
 // place of another does so only here: fdbridged's store cannot tell two of one
 // name apart, and must at no time have none. If fdbridged crashes then, units
 // that have yet to get the file get another than those that have it.

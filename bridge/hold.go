@@ -50,6 +50,7 @@ type Holder struct {
 	Log     *journal.Log
 
 	releasing sync.Mutex    // one parcel at a time is released
+	mending   sync.Mutex    // and one shared file is mended, once
 	opening   chan struct{} // has a value while a session is opened
 
 	mu       sync.Mutex

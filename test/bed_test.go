@@ -252,6 +252,7 @@ type found struct {
 	Name, Type, Sum              string
 	Size, Position, Seals, Flags int64
 	Inode                        uint64 // another one in each boot
+	Mode, UID, GID               uint32
 }
 
 // report returns what a unit's main process found when it was started last.

@@ -29,7 +29,7 @@ func TestTheRightFDGoesBackToTheRightUnit(t *testing.T) {
 	b := boot(t, images.with)
 	two := []string{"a,memfd,4096,5", "b,memfd,100"}
 	units := map[string]string{
-		"kept.service":    service(as("User=daemon")+everything, two...),
+		"kept.service":    service(as("User=daemon")+everything, append(two, "r,readonly,100")...),
 		"dynamic.service": service(as("DynamicUser=yes")+everything, two...),
 		"changed.service": service(as("User=daemon"), two...),
 		"old.service":     service(as("User=daemon"), two...),

@@ -271,8 +271,8 @@ func namesAndNumbers() scenario {
 		for i := range manyUnits {
 			unit := fmt.Sprintf("x@%d.service", i)
 			more = append(more, unit)
-			const readWrite = 2
-			truth[unit] = []found{{Name: "one", Type: "memfd", Size: 4096, Flags: readWrite, Sum: contents.Of(unit, "one", 4096)}}
+			const readWrite, memfdMode = 2, 0o100777
+			truth[unit] = []found{{Name: "one", Type: "memfd", Size: 4096, Flags: readWrite, Mode: memfdMode, Sum: contents.Of(unit, "one", 4096)}}
 		}
 		return more
 	}

@@ -238,14 +238,14 @@ func TestAThousandUnits(t *testing.T) {
 	// processors longer than a unit may take.
 	b.units(map[string]string{"x@.service": service(optIn+"TimeoutStartSec=15min\n", "one,memfd,4096", "two,memfd,100,7")})
 	truth := map[string][]found{}
-	const readWrite = 2
+	const readWrite, memfdMode = 2, 0o100777
 	var names []string
 	for i := range 1000 {
 		unit := fmt.Sprintf("x@%d.service", i)
 		names = append(names, unit)
 		truth[unit] = []found{
-			{Name: "two", Type: "memfd", Size: 100, Position: 7, Flags: readWrite, Sum: contents.Of(unit, "two", 100)},
-			{Name: "one", Type: "memfd", Size: 4096, Flags: readWrite, Sum: contents.Of(unit, "one", 4096)},
+			{Name: "two", Type: "memfd", Size: 100, Position: 7, Flags: readWrite, Mode: memfdMode, Sum: contents.Of(unit, "two", 100)},
+			{Name: "one", Type: "memfd", Size: 4096, Flags: readWrite, Mode: memfdMode, Sum: contents.Of(unit, "one", 4096)},
 		}
 	}
 	for hundred := range slices.Chunk(names, 100) { // a boot of emulated processors has its limits

@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,7 +30,7 @@ const (
 	// timeout bounds how long Run goes on once it is the unit's turn, and a wait for
 	// fdbridged to say that it is not yet. After it Run takes at most lastTimeout
 	// to come to an end, so that it has ended before startTimeout is over, which it asks
-	// for at least when it begins.
+	// for at least when it begins. What the kernel takes for large files is not in that, see work.
 	timeout = 65 * time.Second
 	// startTimeout is what TimeoutStartSec= is by default: a unit that has not started
 	// fails when it is over. The service manager is asked for as much, from then on, when
@@ -37,6 +38,8 @@ const (
 	// within extendInterval.
 	startTimeout   = 90 * time.Second
 	extendInterval = 5 * time.Second
+	// workInterval is how often it is asked while the kernel works.
+	workInterval = 30 * time.Second
 	// turnTimeout bounds how long a unit waits for its turn, which is longer than
 	// fdbridged lets it.
 	turnTimeout = 11 * time.Minute
@@ -68,6 +71,8 @@ type Deliverer struct {
 	Invocation string
 	// Lost is called for each fd that can never be delivered.
 	Lost func(name string, err error)
+	// Altered is called for each fd that is delivered with another owner or mode than it had.
+	Altered func(name string, err error)
 
 	sessions int             // those that Sessions leaves in the store
 	unread   bool            // something was sent to the store that may not have been taken in
@@ -146,6 +151,35 @@ func (d *Deliverer) barrier() error {
 // was asked to just now, and returns when it has room for that.
 func (d *Deliverer) extend() error { return d.tell(func() error { return nil }) }
 
+// work does what the kernel does page by page, and does not break off: of a terabyte it takes
+// minutes. That time is not counted, and the service manager is asked for more before and
+// meanwhile. Whether it hears that does not matter: one that takes in no messages looks at no
+// timeouts either.
+func (d *Deliverer) work(do func()) {
+	if d.bound != nil {
+		d.bound.pause()
+		defer d.bound.resume()
+	}
+	_ = d.renew()
+	done := make(chan struct{})
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	defer close(done)
+	asking.Go(func() {
+		again := time.NewTicker(workInterval)
+		defer again.Stop()
+		for {
+			select {
+			case <-again.C:
+				_ = d.Store.ExtendTimeout(startTimeout) // see above
+			case <-done:
+				return
+			}
+		}
+	})
+	do()
+}
+
 // renew is extend for tell.
 func (d *Deliverer) renew() error {
 	if time.Since(d.extended) < extendInterval {
@@ -165,12 +199,12 @@ var (
 )
 
 // Passing tells whether an error is one that need not come again when the same
-// is tried later: there was no memory or no room for a descriptor. The kernel's
+// is tried later: there was no memory or no room for a descriptor, or it was broken off. The kernel's
 // answer that a file cannot be restored does not pass, whatever it is: a failed
 // retrieve stays failed (luo_retrieve_file in kernel/liveupdate/luo_file.c,
 // Linux 7.2).
 func Passing(err error) bool {
-	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) {
+	if errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return true
 	}
 	var kernel *session.Error
@@ -184,7 +218,8 @@ func Passing(err error) bool {
 //
 // It gives up when ctx ends, and takes as long as the constants above say: 80
 // seconds in all, and again each time that fdbridged says that it is not the unit's turn
-// yet. What it waits for the service manager is not in that, see tell.
+// yet. What it waits for the service manager is not in that, see tell, nor what the kernel
+// takes for the files, see work.
 func (d *Deliverer) Run(ctx context.Context) (int, error) {
 	ctx, stop := d.within(ctx, timeout)
 	defer stop()
@@ -269,7 +304,7 @@ func await[T any](ctx context.Context, d *Deliverer, conn *wire.Conn, request wi
 	for start := time.Now(); err == nil && waits(answer); {
 		_ = f.Close() // there is none
 		if time.Since(start) > turnTimeout {
-			return nil, nil, fmt.Errorf("it was not its turn for %v", turnTimeout)
+			return nil, nil, fmt.Errorf("fdbridged had it wait for %v", turnTimeout)
 		}
 		if err := d.extend(); err != nil {
 			return nil, nil, err

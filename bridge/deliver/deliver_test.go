@@ -177,6 +177,33 @@ func TestAUnitWaitsForItsTurn(t *testing.T) {
 	}
 }
 
+// fdbridged has the file when it has copied it, which it says takes longer.
+func TestAUnitWaitsForAFile(t *testing.T) {
+	d := Deliverer{Store: &recorder{}, Socket: listen(t, func(conn *wire.Conn) {
+		for _, wait := range []wire.File{{Wait: true, Error: "wait"}, {Wait: true}} {
+			if err := conn.Send(wait, nil); err != nil {
+				t.Errorf("send: %v", err)
+			}
+		}
+		f := restored(t, "x", 0, 0)
+		defer f.Close()
+		if err := conn.Send(wire.File{}, f); err != nil {
+			t.Errorf("send: %v", err)
+		}
+	})}
+	conn, err := dial(t.Context(), d.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	u := unpacking{Deliverer: &d, conn: conn, grant: &wire.Grant{}}
+	f, err := u.fetch(t.Context(), place{"s", 1})
+	if f == nil || err != nil {
+		t.Errorf("fetch: %v", err)
+	}
+	_ = f.Close()
+}
+
 // extended is a recorder that tells when the service manager was asked for more time, and
 // then grants it.
 type extended struct {

@@ -33,7 +33,7 @@ type place struct {
 	token   uint64
 }
 
-// file is a file with its seals as they were.
+// file is a file with its seals, its owner and its mode as they were.
 type file struct {
 	f    *fd.FD
 	left int // how many entries of it are still to come
@@ -152,8 +152,12 @@ func (u *unpacking) entry(ctx context.Context, e *kho.Entry) (*fd.FD, error) {
 		if err != nil {
 			return nil, err
 		}
-		if s.f, err = Reseal(f, e); err != nil {
+		u.work(func() { s.f, err = Reseal(ctx, f, e) })
+		if err != nil {
 			return nil, final(err)
+		}
+		if err := reown(s.f, e); err != nil {
+			u.Altered(e.Name, err)
 		}
 	}
 	f := s.f
@@ -174,14 +178,18 @@ func (u *unpacking) entry(ctx context.Context, e *kho.Entry) (*fd.FD, error) {
 // charged to the unit, and what is not there from fdbridged.
 func (u *unpacking) fetch(ctx context.Context, at place) (*fd.FD, error) {
 	if at.session == u.grant.Session && u.session != nil && !slices.Contains(u.grant.Shared, at.token) {
-		f, err := u.session.RetrieveFD(at.token)
+		var f *fd.FD
+		var err error
+		u.work(func() { f, err = u.session.RetrieveFD(at.token) })
 		if !errors.Is(err, session.ErrNoToken) {
 			return f, final(err)
 		}
 	}
-	var answer wire.File
-	f, err := u.patiently(ctx, u.conn, wire.Request{Op: wire.OpFile, Session: at.session, Token: at.token}, &answer)
+	request := wire.Request{Op: wire.OpFile, Session: at.session, Token: at.token}
+	answer, f, err := await(ctx, u.Deliverer, u.conn, request, func(file *wire.File) bool { return file.Wait })
 	switch {
+	case err != nil && !errors.Is(err, errUnanswered): // the answer may come yet
+		return nil, fmt.Errorf("%w: %w", errUnanswered, err)
 	case err != nil:
 		return nil, err
 	case answer.Error == "" && f != nil:

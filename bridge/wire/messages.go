@@ -11,6 +11,7 @@ import "time"
 //	                         <--      Grant that says to wait, as often as needed
 //	                         <--      Grant, with the session's fd if there still is a session
 //	file                     -->                                             as often as needed
+//	                         <--      File that says to wait, as often as needed
 //	                         <--      File, with the file's fd
 //	storing                  -->                                             before the first fd goes to the unit's store
 //	delivered, what arrived  -->
@@ -177,6 +178,9 @@ type File struct {
 	// will be.
 	Error string `json:"error,omitempty"`
 	Lost  bool   `json:"lost,omitempty"`
+	// Wait says that it takes longer, as when the file is copied, and that another File
+	// follows within WaitInterval.
+	Wait bool `json:"wait,omitempty"`
 }
 
 // Settled answers OpDelivered and OpReturned.

@@ -55,6 +55,9 @@ func run(ctx context.Context, log *journal.Log) error {
 		Socket: wire.Path, Kernel: session.System{}, Store: store, Max: max,
 		Invocation: os.Getenv("INVOCATION_ID"),
 		Lost:       func(name string, err error) { log.Err("The fd %q is lost: %v", name, err) },
+		Altered: func(name string, err error) {
+			log.Warning("The fd %q has another owner or mode than before the live update: %v", name, err)
+		},
 	}
 	came, failed := deliverer.Sessions(ctx, os.Args[1:])
 	_, err = deliverer.Run(ctx) // fdbridged logs how many there were

@@ -10,7 +10,7 @@
 // expected in $UNIT.
 //
 // Each FILE is NAME,KIND[,SIZE[,POSITION[,SEALS]]], KIND one of memfd,
-// noexec (a memfd with F_SEAL_EXEC), readonly (a memfd opened so), session (a
+// noexec (a memfd with F_SEAL_EXEC), readonly (one that only its owner may read, opened so), session (a
 // live-update session, which has the memfd under token 1), pipe and socket; a NAME of "-" stores without a name. NAME,again,UNIT/OTHER[,POSITION]
 // opens a memfd anew that was stored as OTHER by this unit or another one, then
 // for reading only. The files are made when the service finds no fds of its own:
@@ -50,6 +50,10 @@ type Found struct {
 	Flags    int    `json:"flags"`
 	Sum      string `json:"sum,omitempty"`
 	Inode    uint64 `json:"inode"`
+	// Mode, UID and GID are those of a memfd.
+	Mode uint32 `json:"mode"`
+	UID  uint32 `json:"uid"`
+	GID  uint32 `json:"gid"`
 }
 
 func main() {
@@ -146,6 +150,7 @@ func look(p notify.Passed) (Found, error) {
 			found.Type = "session"
 			return inside(&found, p.FD)
 		}
+		found.Mode, found.UID, found.GID = st.Mode, st.Uid, st.Gid
 		if found.Position, err = unix.Seek(raw, 0, unix.SEEK_CUR); err != nil {
 			return err
 		}
@@ -263,6 +268,9 @@ func create(kind, name string, size, position int64, seals int) (*fd.FD, error) 
 	}
 	if kind == "readonly" {
 		defer f.Close()
+		if err := unix.Fchmod(raw, 0o400); err != nil {
+			return nil, err
+		}
 		if raw, err = unix.Open(fmt.Sprintf("/proc/self/fd/%d", raw), unix.O_RDONLY|unix.O_CLOEXEC, 0); err != nil {
 			return nil, err
 		}

@@ -400,6 +400,25 @@ func TestAStoppedFdbridgedLetsDeliveriesEnd(t *testing.T) {
 	u.check(t, u.start(u.t.Context(), d.socket, own))
 }
 
+// What the kernel makes of them can get no seals any more.
+func TestSealsThatTheKernelForgetsComeBack(t *testing.T) {
+	const all = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
+	eachOrder(t, func(t *testing.T, make func(w *world) []string) {
+		u := update(t, func(w *world) []string {
+			w.kernel.NoSeals = true
+			names := make(w)
+			for entry, seals := range map[string]int{"all": all, "some": unix.F_SEAL_GROW, "for good": unix.F_SEAL_SEAL} {
+				w.put(names[0], entry, entry)
+				w.seal(names[0], entry, seals)
+			}
+			return names
+		})
+		d := u.serveOwn()
+		u.deliverAll(t, d)
+		u.check(t, d)
+	})
+}
+
 // late is a store that takes in no kept files before it is told to.
 type late struct {
 	keeper

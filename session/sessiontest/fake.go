@@ -34,6 +34,9 @@ type Fake struct {
 	// NoDirection makes requests on sessions of the other direction do what they
 	// would do on the right one, as before Linux 7.2.
 	NoDirection bool
+	// NoSeals makes memfds come back with F_SEAL_SEAL alone, as before Linux 7.1
+	// (memfd_alloc_file without MFD_ALLOW_SEALING).
+	NoSeals bool
 	// OpenErr is what every Open returns when it is not nil: unix.EIO for
 	// incoming state that cannot be read, unix.ENOENT for a kernel without
 	// live update.
@@ -114,7 +117,7 @@ func (f *Fake) Kexec() error {
 	}
 	next := map[string]*luo{}
 	for name, s := range f.outgoing {
-		successor, err := s.successor()
+		successor, err := f.successor(s)
 		next[name] = successor
 		if err != nil {
 			for _, s := range next {

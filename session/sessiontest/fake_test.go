@@ -173,6 +173,36 @@ func TestLimitsOfOlderKernels(t *testing.T) {
 	}
 }
 
+func TestOlderKernelsForgetSeals(t *testing.T) {
+	f := newFake(t)
+	f.NoSeals = true
+	s := create(t, open(t, f), "s")
+	raw, err := unix.MemfdCreate("", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := fd.New(raw)
+	defer file.Close()
+	if err := errors.Join(addSeal(file, unix.F_SEAL_GROW), s.Preserve(file, 1)); err != nil {
+		t.Fatal(err)
+	}
+	kexec(t, f, s)
+	again := retrieveFD(t, retrieve(t, open(t, f), "s"), 1)
+	if err := addSeal(again, unix.F_SEAL_GROW); !errors.Is(err, unix.EPERM) {
+		t.Errorf("F_SEAL_GROW can be added again: %v, want EPERM", err)
+	}
+	if err := again.Do(func(raw int) error { return unix.Ftruncate(raw, 100) }); err != nil {
+		t.Errorf("it is sealed against growing: %v", err)
+	}
+}
+
+func addSeal(f *fd.FD, seal int) error {
+	return f.Do(func(raw int) error {
+		_, err := unix.FcntlInt(uintptr(raw), unix.F_ADD_SEALS, seal)
+		return err
+	})
+}
+
 func TestOpenErrIsWhatOpenReturns(t *testing.T) {
 	f := newFake(t)
 	f.OpenErr = unix.EIO

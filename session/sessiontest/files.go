@@ -106,10 +106,14 @@ func (f *Fake) retrieveFD(s *luo, arg []byte) error {
 }
 
 // successor makes the session that the next kernel has of s.
-func (s *luo) successor() (*luo, error) {
+func (f *Fake) successor(s *luo) (*luo, error) {
 	next := &luo{name: s.name, files: map[uint64]*file{}}
 	for token, old := range s.files {
-		file, err := restore(old)
+		seals := old.seals
+		if f.NoSeals {
+			seals = unix.F_SEAL_SEAL
+		}
+		file, err := restore(old, seals)
 		if err != nil {
 			return next, fmt.Errorf("fake kexec: session %q: restore token %d: %w", s.name, token, err)
 		}
@@ -118,16 +122,16 @@ func (s *luo) successor() (*luo, error) {
 	return next, nil
 }
 
-// restore makes the file that the next kernel has of old (memfd_luo_retrieve).
+// restore makes the file that the next kernel has of old, with seals (memfd_luo_retrieve).
 // As in the kernel it is executable, so that F_SEAL_EXEC brings the seals
 // against writing with it.
-func restore(old *file) (*file, error) {
+func restore(old *file, seals int) (*file, error) {
 	raw, err := unix.MemfdCreate("", unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
 	if err != nil {
 		return nil, os.NewSyscallError("memfd_create", err)
 	}
 	file := &file{f: fd.New(raw)}
-	err = old.f.Do(func(from int) error { return carry(raw, from, old.seals) })
+	err = old.f.Do(func(from int) error { return carry(raw, from, seals) })
 	st, statErr := file.f.Stat()
 	if err := errors.Join(err, statErr); err != nil {
 		_ = file.f.Close()

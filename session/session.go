@@ -52,7 +52,8 @@ func (s *Session) Preserve(f *fd.FD, token uint64) error {
 // A memfd comes back open for reading and writing, with mode 0777 and owned by
 // the caller, whatever it was. As F_SEAL_EXEC is put on it in that mode, a memfd
 // made with MFD_NOEXEC_SEAL comes back sealed against writing and changes of
-// size, too (mm/memfd.c, memfd_add_seals; seen in Linux 7.2).
+// size, too (mm/memfd.c, memfd_add_seals; seen in Linux 7.2). Before Linux 7.1 it
+// comes back with F_SEAL_SEAL alone, so that it can get no others (mm/memfd_luo.c).
 //
 // The memory of the file is charged to the memory cgroup of the calling process.
 //

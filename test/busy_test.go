@@ -100,7 +100,7 @@ func goneOnWith(b *bed, a string) {
 			b.Errorf("the console does not say: %s", said)
 		}
 	}
-	b.until(`fdbridgectl status | grep -q "4 fds of 2 units are lost: a.service (2), waits.service (2)"`)
+	b.until(`fdbridgectl status --json | grep -q "4 fds of 2 units are lost: a.service (2), waits.service (2)"`)
 }
 
 // freed looks at a unit that was started while nothing could be retrieved, and

@@ -89,8 +89,10 @@ func reown(f *fd.FD, e *kho.Entry) error {
 	}
 	is, want := st.Mode&permissions, e.Mode&permissions
 	return f.Do(func(raw int) error {
-		if seals, err := unix.FcntlInt(uintptr(raw), unix.F_GET_SEALS, 0); err == nil && seals&unix.F_SEAL_EXEC != 0 {
-			want = want&^execute | is&execute
+		if (is^want)&execute != 0 {
+			if seals, err := unix.FcntlInt(uintptr(raw), unix.F_GET_SEALS, 0); err == nil && seals&unix.F_SEAL_EXEC != 0 {
+				want = want&^execute | is&execute
+			}
 		}
 		restored := is == memfdMode || is == memfdModeNoexec
 		if int(st.Uid) != unix.Geteuid() || int(st.Gid) != unix.Getegid() || !restored && is != want {

@@ -236,6 +236,7 @@ func TestOnlyWhatMayComeRightLaterPasses(t *testing.T) {
 		{fmt.Errorf("copy: %w", unix.ENOSPC), true},
 		{unix.EINTR, true},
 		{fmt.Errorf("copy: %w", context.Canceled), true},
+		{fmt.Errorf("copy: %w", context.DeadlineExceeded), true},
 		{unix.EPERM, false},
 		{kernel(unix.EMFILE), true}, // before the kernel has tried
 		{kernel(unix.ENFILE), true},

@@ -225,6 +225,19 @@ func TestACopyThatIsBrokenOffPasses(t *testing.T) {
 	}
 }
 
+// An fdbridged that is being stopped has time for that.
+func TestASmallCopyIsNotBrokenOff(t *testing.T) {
+	ctx, stop := context.WithCancel(t.Context())
+	stop()
+	f, err := Reseal(ctx, restored(t, "x", 0, unix.F_SEAL_EXEC), &kho.Entry{Seals: unix.F_SEAL_EXEC})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestOnlyWhatMayComeRightLaterPasses(t *testing.T) {
 	kernel := func(err error) error { return &session.Error{Op: "retrieve fd", Err: err} }
 	for _, test := range []struct {
